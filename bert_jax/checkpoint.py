@@ -1,0 +1,275 @@
+"""Orbax checkpoints that can be trusted: digests, verification, fall-back to the newest step that is whole.
+
+The one room that knows Orbax. It uses `CheckpointManager`, since the v1 API still lives under `experimental` and
+renames its functions. Orbax checks no digests, never falls back and casts types in silence, so each step gets a
+`manifest.json` beside Orbax's files with their sha256, the tree of shapes and types, and the configuration; a step
+without one was never finished.
+
+    W/checkpoints/STEP/{params,train}/   Orbax's arrays: weights alone, and step + optimizer
+    W/checkpoints/STEP/manifest.json     written last
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from bert_jax import config as config_lib
+from bert_jax.config import Config
+from bert_jax.errors import CheckpointError, run_command
+from bert_jax.sharding import path_name
+from bert_jax.train_state import TrainState
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+
+
+class Manifest(NamedTuple):
+    """What `manifest.json` of a step says."""
+
+    step: int
+    config: Config
+    labels: tuple[str, ...]
+    tree: dict[str, list]
+    files: dict[str, dict]
+
+
+def checkpoints_folder(workdir: str | os.PathLike) -> str:
+    """Where the steps of a workdir stand."""
+    return os.path.join(workdir, "checkpoints")
+
+
+def steps(folder: str) -> list[int]:
+    """Step numbers in a checkpoints folder, newest first, whether whole or not."""
+    if not os.path.isdir(folder):
+        return []
+    return sorted((int(name) for name in os.listdir(folder) if name.isdigit()), reverse=True)
+
+
+def describe_tree(tree: Any) -> dict[str, list]:
+    """path -> [shape, dtype] of every array."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {path_name(path): [list(leaf.shape), np.dtype(leaf.dtype).name] for path, leaf in leaves}
+
+
+def read_manifest(folder: str) -> Manifest:
+    """The manifest of one step folder. Raises CheckpointError when it is missing or not understood."""
+    path = os.path.join(folder, MANIFEST)
+    try:
+        with open(path, encoding="utf-8") as file:
+            values = json.load(file)
+        if values["format"] != FORMAT:
+            raise CheckpointError(f"{path}: format {values['format']}, this version reads {FORMAT}")
+        config = config_lib.from_dict(values["config"])
+        return Manifest(values["step"], config, tuple(values["labels"]), values["tree"], values["files"])
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder}: no {MANIFEST}, so the step was never finished") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: damaged ({error})") from error
+
+
+def verify(folder: str) -> Manifest:
+    """Compares every file of a step with its digest; raises CheckpointError naming the first that differs."""
+    manifest = read_manifest(folder)
+    for name, entry in manifest.files.items():
+        path = os.path.join(folder, name)
+        if not os.path.isfile(path):
+            raise CheckpointError(f"{path}: missing")
+        if os.path.getsize(path) != entry["bytes"] or _digest(path) != entry["sha256"]:
+            raise CheckpointError(f"{path}: not what was written (size or sha256 differs)")
+    return manifest
+
+
+def _digest(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_manifest(folder: str, values: dict[str, Any]) -> None:
+    names = sorted(
+        os.path.relpath(os.path.join(root, name), folder) for root, _, files in os.walk(folder) for name in files
+    )
+    files = {
+        name: {"bytes": os.path.getsize(path), "sha256": _digest(path)}
+        for name in names
+        if name != MANIFEST and (path := os.path.join(folder, name))
+    }
+    write_json(os.path.join(folder, MANIFEST), values | {"files": files})
+
+
+def write_json(path: str, values: Any) -> None:
+    """Writes JSON so that a reader sees the old file or the new one, never half of it."""
+    partial = f"{path}.partial"
+    with open(partial, "w", encoding="utf-8") as file:
+        json.dump(values, file, indent=1, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def newest_whole(folder: str, warn: Callable[[str], None]) -> int | None:
+    """The newest step that verifies; `warn` hears of each newer one that does not. None when there is no step at all.
+
+    Raises CheckpointError when steps exist and none is whole.
+    """
+    found = steps(folder)
+    for step in found:
+        try:
+            verify(os.path.join(folder, str(step)))
+            return step
+        except CheckpointError as error:
+            warn(f"checkpoint {step} is left out: {error}")
+    if found:
+        raise CheckpointError(f"{folder}: none of the steps {found} is whole; start anew with --resume never")
+    return None
+
+
+def set_aside(folder: str, step: int) -> None:
+    """Renames every step after `step` to STEP.unusable, so that the run can write those numbers again."""
+    for newer in steps(folder):
+        if newer > step:
+            target = os.path.join(folder, f"{newer}.unusable")
+            shutil.rmtree(target, ignore_errors=True)
+            os.rename(os.path.join(folder, str(newer)), target)
+
+
+class Checkpointer:
+    """Saves training states of one run in the background and keeps the newest `keep`."""
+
+    def __init__(self, folder: str, *, keep: int):
+        import orbax.checkpoint as ocp
+
+        self._folder, self._keep, self._args = os.path.abspath(folder), keep, ocp.args
+        self._manager = ocp.CheckpointManager(
+            self._folder, options=ocp.CheckpointManagerOptions(max_to_keep=None, cleanup_tmp_directories=True)
+        )
+        self._finisher: threading.Thread | None = None
+        self._failure: BaseException | None = None
+
+    def save(self, state: TrainState, *, config: Config, labels: tuple[str, ...] = ()) -> None:
+        """Copies the state off the devices, then writes it while training goes on."""
+        self.wait()
+        step = int(state.step)
+        items = {"params": state.params, "train": {"step": state.step, "opt_state": state.opt_state}}
+        self._manager.save(
+            step,
+            args=self._args.Composite(**{name: self._args.StandardSave(item) for name, item in items.items()}),
+        )
+        values = {
+            "format": FORMAT,
+            "step": step,
+            "config": config_lib.to_dict(config),
+            "labels": list(labels),
+            "tree": describe_tree(items),
+        }
+        self._finisher = threading.Thread(target=self._finish, args=(step, values))
+        self._finisher.start()
+
+    def _finish(self, step: int, values: dict[str, Any]) -> None:
+        try:
+            self._manager.wait_until_finished()
+            if jax.process_index() == 0:
+                _write_manifest(os.path.join(self._folder, str(step)), values)
+                for old in steps(self._folder)[self._keep :]:
+                    shutil.rmtree(os.path.join(self._folder, str(old)))
+        except BaseException as error:  # handed to the training thread by wait()
+            self._failure = error
+
+    def wait(self) -> None:
+        """Returns when the last save is on disk and signed; raises what went wrong with it."""
+        if self._finisher is not None:
+            self._finisher.join()
+            self._finisher = None
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+
+    def restore(self, step: int, abstract: TrainState) -> TrainState:
+        """The state of a verified step, laid out as `abstract` says. Raises CheckpointError if the trees differ."""
+        items = {"params": abstract.params, "train": {"step": abstract.step, "opt_state": abstract.opt_state}}
+        folder = os.path.join(self._folder, str(step))
+        check_tree(folder, read_manifest(folder).tree, describe_tree(items))
+        restored = self._manager.restore(
+            step,
+            args=self._args.Composite(**{name: self._args.StandardRestore(item) for name, item in items.items()}),
+        )
+        return TrainState(restored["train"]["step"], restored["params"], restored["train"]["opt_state"])
+
+    def close(self) -> None:
+        """Waits for the last save and lets go of Orbax's threads."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+
+def check_tree(folder: str, saved: dict[str, list], wanted: dict[str, list]) -> None:
+    """Raises CheckpointError naming the first array that is absent or of another shape or type."""
+    for name in sorted(saved.keys() | wanted.keys()):
+        if saved.get(name) != wanted.get(name):
+            raise CheckpointError(
+                f"{folder}: {name} is {_array(saved.get(name))} in the checkpoint and {_array(wanted.get(name))} in this "
+                "configuration; use the configuration it was trained with, or --resume never"
+            )
+
+
+def _array(entry: list | None) -> str:
+    return f"{entry[1]}{entry[0]}" if entry else "absent"
+
+
+def load_params(folder: str) -> tuple[dict[str, Any], Manifest]:
+    """Weights of one verified step folder as host arrays, without step and optimizer."""
+    import orbax.checkpoint as ocp
+
+    manifest = verify(folder)
+    tree: dict[str, Any] = {}
+    for name, (shape, dtype) in manifest.tree.items():
+        kind, *path, leaf = name.split("/")
+        if kind == "params":
+            node = tree
+            for part in path:
+                node = node.setdefault(part, {})
+            node[leaf] = np.empty(shape, dtype)
+    with ocp.StandardCheckpointer() as reader:
+        return reader.restore(os.path.join(os.path.abspath(folder), "params"), tree), manifest
+
+
+def main(argv: list[str]) -> int:
+    """`list W` shows the steps; `verify W` compares every file with its digest (exit 4 when none is whole)."""
+    parser = argparse.ArgumentParser(prog="python -m bert_jax.checkpoint", description=main.__doc__)
+    parser.add_argument("command", choices=("list", "verify"))
+    parser.add_argument("workdir")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    args = parser.parse_args(argv)
+    folder = checkpoints_folder(args.workdir)
+    found, whole = steps(folder), 0
+    if not found:
+        raise CheckpointError(f"{folder}: no checkpoints")
+    for step in found:
+        path = os.path.join(folder, str(step))
+        try:
+            manifest = (verify if args.command == "verify" else read_manifest)(path)
+            size = sum(entry["bytes"] for entry in manifest.files.values())
+            print(f"{step}\t{'whole' if args.command == 'verify' else 'finished'}\t{size:,} bytes\t{path}")
+            whole += 1
+        except CheckpointError as error:
+            print(f"{step}\tunusable\t{error}")
+    if not whole:
+        raise CheckpointError(f"{folder}: no usable step")
+    if args.command == "verify" and whole < len(found):
+        print(f"{len(found) - whole} of {len(found)} steps are damaged", file=sys.stderr)
+        return CheckpointError.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,314 @@
+"""Every setting of bert_jax, its type, its default and what it does.
+
+A file in `configs/` returns a `Config` from `get_config()`; the command line overrides single fields
+(`--optimizer.learning-rate 2e-5`); `validate` lists all faults at once.
+"""
+
+import dataclasses
+import difflib
+import math
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from bert_jax.errors import ConfigError
+
+VOCAB_MULTIPLE = 128  # vocabulary rows are padded to this, so that every mesh and matrix unit divides them
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Size and numerics of the encoder (Devlin et al. 2019, table 1 and appendix A.2)."""
+
+    vocab_size: int = 30522
+    """Pieces in the vocabulary; the tables are padded inside the model to a multiple of 128."""
+    hidden_size: int = 768
+    """Width of a token's vector (D)."""
+    num_layers: int = 12
+    """Transformer layers (L)."""
+    num_heads: int = 12
+    """Attention heads (N); head_dim is hidden_size / num_heads."""
+    mlp_dim: int = 3072
+    """Width inside the feed-forward block (F)."""
+    max_position_embeddings: int = 512
+    """Longest sequence the position table can address."""
+    type_vocab_size: int = 2
+    """Rows of the A/B table."""
+    hidden_act: Literal["gelu_new", "gelu", "relu"] = "gelu_new"
+    """Hugging Face's names: gelu_new is the tanh form (Google's BERT), gelu the erf form."""
+    layer_norm_epsilon: float = 1e-12
+    """Added to the variance in every LayerNorm."""
+    hidden_dropout: float = 0.1
+    """Dropout after the embeddings and after each block; rates are rounded to 1/256."""
+    attention_dropout: float = 0.1
+    """Dropout on attention probabilities; rounded to 1/256."""
+    initializer_range: float = 0.02
+    """Standard deviation of the truncated normal that makes the first weights."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of activations and matrix products; parameters and optimizer stay float32."""
+    attention: Literal["xla"] = "xla"
+    """Attention back end."""
+    remat: Literal["none", "full", "dots"] = "none"
+    """What the backward pass computes again: nothing, whole layers, or all but matrix products."""
+    scan_unroll: int = 0
+    """Layers laid out per loop step of the compiled program; 0 unrolls all (fast to run, slower to compile)."""
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head (H)."""
+        return self.hidden_size // self.num_heads
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows that the token table really has."""
+        return math.ceil(self.vocab_size / VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where text comes from and how it becomes batches."""
+
+    path: str = ""
+    """A prepared folder, or raw text (file, glob, folder, tfds:NAME, builtin) that is prepared into a cache."""
+    tokenizer: str = ""
+    """Tokenizer folder or file; empty trains a WordPiece vocabulary of model.vocab_size on the text first."""
+    lowercase: bool = True
+    """Lower-case, when a vocabulary is trained here."""
+    strip_accents: bool = True
+    """Strip accents, when a vocabulary is trained here."""
+    language: str = "en"
+    """Language code for splitting prose into sentences."""
+    text_field: str = "text"
+    """Key of the text in JSONL lines and TFDS examples."""
+    documents: Literal["auto", "blank-line", "file", "line"] = "auto"
+    """What separates documents in text files."""
+    max_seq_len: int = 128
+    """Tokens in a row (S)."""
+    pack: bool = True
+    """Several examples in a row; off gives one example a row, as Google's."""
+    short_seq_prob: float = 0.1
+    """Share of examples made shorter than they could be."""
+    dupe_factor: int = 1
+    """How often the corpus is cut into pairs, each time with other random choices."""
+    eval_fraction: float = 0.02
+    """Share of documents held out for evaluation."""
+    mask_rate: float = 0.15
+    """Share of the non-special tokens that are predicted."""
+    max_predictions: int = 0
+    """Gather width P of a row; 0 takes mask_rate * max_seq_len, rounded up to a multiple of 4."""
+    whole_word_masking: bool = False
+    """Mask all pieces of a word together."""
+    workers: int = 0
+    """Processes that prepare text; 0 takes all cores."""
+    seed: int = 0
+    """Seed of pairs, order and masks."""
+
+    @property
+    def gather_width(self) -> int:
+        """Masked positions of a row, P."""
+        slack = 4 if self.whole_word_masking else 0  # room for the last word
+        return self.max_predictions or math.ceil((self.mask_rate * self.max_seq_len + slack) / 4) * 4
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW and its schedule, defaults as in BERT's paper, appendix A.2 (Adam's epsilon from its code)."""
+
+    name: Literal["adamw", "lamb"] = "adamw"
+    """adamw, or lamb for very large batches (You et al. 2020)."""
+    learning_rate: float = 1e-4
+    """Peak learning rate."""
+    warmup_steps: int = 10_000
+    """Steps of linear warm-up, if warmup_fraction is 0."""
+    warmup_fraction: float = 0.0
+    """Warm-up as a share of all steps; used when above 0."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the rate falls to 0 after warm-up."""
+    weight_decay: float = 0.01
+    """Decoupled decay; never on biases and LayerNorm."""
+    beta1: float = 0.9
+    """Decay of the first moment."""
+    beta2: float = 0.999
+    """Decay of the second moment."""
+    epsilon: float = 1e-6
+    """Added to the root of the second moment."""
+    clip_norm: float = 1.0
+    """Largest global gradient norm; 0 does not clip."""
+    bias_correction: bool = True
+    """Adam's bias correction; Google's BERT had none."""
+    layer_decay: float = 1.0
+    """Learning-rate factor from one layer to the one below; 1 treats all layers alike."""
+    accumulate: int = 1
+    """Micro-batches that make one global batch."""
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """How devices are laid out. -1 takes what the other axes leave."""
+
+    data: int = -1
+    """Copies of the model that share the batch."""
+    fsdp: int = 1
+    """Shares of every parameter; the batch is split over this axis too."""
+    tensor: int = 1
+    """Shares of heads and MLP columns."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Length of a run and what it leaves behind."""
+
+    global_batch_size: int = 256
+    """Rows a step, over all devices and micro-batches."""
+    num_steps: int = 1_000_000
+    """Optimizer steps, if num_epochs is 0."""
+    num_epochs: float = 0.0
+    """Passes over the training rows; used when above 0."""
+    log_every: int = 100
+    """Steps between rows of metrics.jsonl."""
+    eval_every: int = 0
+    """Steps between evaluations; 0 evaluates at the end only."""
+    eval_batches: int = 0
+    """Held-out batches of one evaluation; 0 takes all."""
+    save_every: int = 1000
+    """Steps between checkpoints; the last step is always saved."""
+    keep: int = 3
+    """Checkpoints kept."""
+    seed: int = 0
+    """Seed of first weights and dropout."""
+    init_from: str = ""
+    """Model directory, workdir or checkpoint whose weights start this run; its step and optimizer are not taken."""
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """What is learned, and for fine-tuning from which labels."""
+
+    name: Literal["pretrain", "classify"] = "pretrain"
+    """pretrain (masked language model and next sentence) or classify (labels of a text or pair)."""
+    train: str = ""
+    """Labelled training file: CSV, TSV or JSONL, told by its ending."""
+    dev: str = ""
+    """File that models are judged on while they are made."""
+    test: str = ""
+    """File that the finished model is judged on."""
+    text_column: str = "text"
+    """Column of the text."""
+    text_pair_column: str = ""
+    """Column of the second text; empty when there is one text."""
+    label_column: str = "label"
+    """Column of the label."""
+    max_train_examples: int = 0
+    """Use only this many training examples, drawn by train.seed; 0 uses all."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of one run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain nested dictionary, as written to `config.json`."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(values: dict[str, Any], kind: type = Config, prefix: str = "") -> Any:
+    """Inverse of `to_dict`. Raises ConfigError on an unknown key, with the nearest known one."""
+    hints = typing.get_type_hints(kind)
+    unknown = [key for key in values if key not in hints]
+    if unknown:
+        raise ConfigError(f"unknown key {prefix}{unknown[0]}{did_you_mean(unknown[0], hints)}")
+    parsed = {
+        key: from_dict(value, hints[key], f"{prefix}{key}.") if dataclasses.is_dataclass(hints[key]) else value
+        for key, value in values.items()
+    }
+    return kind(**parsed)
+
+
+def adopt(run: ModelConfig, weights: ModelConfig) -> ModelConfig:
+    """The architecture of `weights` with what a run may choose freely: numerics, dropout, memory for time."""
+    free = ("dtype", "attention", "remat", "scan_unroll", "hidden_dropout", "attention_dropout")
+    return dataclasses.replace(weights, **{name: getattr(run, name) for name in free})
+
+
+def did_you_mean(word: str, known: typing.Iterable[str]) -> str:
+    """`" (did you mean X?)"`, or nothing when no known word is near."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def faults(config: Config) -> list[str]:
+    """Everything wrong with a configuration that can be told without data and devices, as `key: fault, way out` lines."""
+    model, data, optimizer, train = config.model, config.data, config.optimizer, config.train
+    positive = {
+        "model.vocab_size": model.vocab_size,
+        "model.hidden_size": model.hidden_size,
+        "model.num_layers": model.num_layers,
+        "model.num_heads": model.num_heads,
+        "model.mlp_dim": model.mlp_dim,
+        "model.max_position_embeddings": model.max_position_embeddings,
+        "model.type_vocab_size": model.type_vocab_size,
+        "data.max_seq_len": data.max_seq_len,
+        "data.dupe_factor": data.dupe_factor,
+        "optimizer.learning_rate": optimizer.learning_rate,
+        "optimizer.layer_decay": optimizer.layer_decay,
+        "optimizer.accumulate": optimizer.accumulate,
+        "train.global_batch_size": train.global_batch_size,
+        "train.log_every": train.log_every,
+        "train.save_every": train.save_every,
+        "train.keep": train.keep,
+    }
+    shares = {
+        "model.hidden_dropout": model.hidden_dropout,
+        "model.attention_dropout": model.attention_dropout,
+        "data.short_seq_prob": data.short_seq_prob,
+        "data.mask_rate": data.mask_rate,
+        "data.eval_fraction": data.eval_fraction,
+        "optimizer.warmup_fraction": optimizer.warmup_fraction,
+        "optimizer.beta1": optimizer.beta1,
+        "optimizer.beta2": optimizer.beta2,
+    }
+    found = [f"{key}: {value} must be above 0" for key, value in positive.items() if not value > 0]
+    found += [f"{key}: {value} must be at least 0 and below 1" for key, value in shares.items() if not 0 <= value < 1]
+    if model.num_heads > 0 and model.hidden_size % model.num_heads:
+        found.append(f"model.num_heads: {model.num_heads} does not divide model.hidden_size {model.hidden_size}")
+    if data.max_seq_len > model.max_position_embeddings:
+        found.append(
+            f"data.max_seq_len: {data.max_seq_len} is longer than model.max_position_embeddings "
+            f"{model.max_position_embeddings}; shorten the one or lengthen the other"
+        )
+    if data.max_seq_len < 8:
+        found.append(f"data.max_seq_len: {data.max_seq_len} leaves no room for a pair; take 8 or more")
+    if optimizer.accumulate > 0 and train.global_batch_size % optimizer.accumulate:
+        found.append(
+            f"train.global_batch_size: {train.global_batch_size} is not divisible by optimizer.accumulate {optimizer.accumulate}"
+        )
+    if train.num_steps <= 0 and train.num_epochs <= 0:
+        found.append("train.num_steps: set it, or train.num_epochs, above 0")
+    if data.max_predictions > data.max_seq_len:
+        found.append(f"data.max_predictions: {data.max_predictions} is more than data.max_seq_len {data.max_seq_len}")
+    axes = (config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    if any(axis < 1 and axis != -1 for axis in axes) or axes.count(-1) > 1:
+        found.append(f"mesh: axes {axes} must be 1 or more, and at most one of them -1")
+    if config.mesh.tensor > 0 and model.num_heads % config.mesh.tensor:
+        found.append(f"mesh.tensor: {config.mesh.tensor} does not divide model.num_heads {model.num_heads}")
+    if config.task.name == "classify" and not config.task.train:
+        found.append("task.train: name the labelled training file (CSV, TSV or JSONL)")
+    if config.task.name == "pretrain" and not data.path:
+        found.append("data.path: name a prepared folder or raw text ('builtin' is always there)")
+    return found
+
+
+def validate(config: Config) -> Config:
+    """Returns the configuration, or raises one ConfigError that lists all its faults."""
+    found = faults(config)
+    if found:
+        raise ConfigError("; ".join(found))
+    return config

@@ -1,0 +1,201 @@
+"""Prepared rows to batches. Batch i is a pure function of (rows, seed, i): nothing to save, nothing to rewind.
+
+step -> row numbers by a stateless permutation -> rows -> masks by counter-based random numbers -> this host's share.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from bert_jax.config import DataConfig
+from bert_jax.data.masking import Vocabulary, mask_tokens
+from bert_jax.data.packing import row_dtype, unpack_rows
+from bert_jax.data.tokenizer import Tokenizer
+from bert_jax.errors import BertJaxError, DataError
+
+Batch = dict[str, np.ndarray]
+_FEISTEL_ROUNDS = 6
+_EVAL_STREAM = 1 << 63  # evaluation masks come from a stream that no training step uses
+
+
+def permute(index: np.ndarray, size: int, key: int) -> np.ndarray:
+    """Where a random permutation of `range(size)` sends each `index`, without building the permutation.
+
+    A balanced Feistel network on the next even number of bits, walked until it lands below `size` (cycle walking,
+    Black and Rogaway 2002); at most four times as many values as `size`, so a few walks.
+    """
+    half = np.uint64(max(1, -(-(size - 1).bit_length() // 2)))
+    mask = np.uint64((1 << int(half)) - 1)
+
+    def walk(value: np.ndarray) -> np.ndarray:
+        left, right = value >> half, value & mask
+        for round_ in range(_FEISTEL_ROUNDS):
+            left, right = right, left ^ (_mix(right, (key << 3) + round_) & mask)
+        return (left << half) | right
+
+    value = walk(index.astype(np.uint64))
+    while (outside := value >= size).any():
+        value[outside] = walk(value[outside])
+    return value.astype(np.int64)
+
+
+def _mix(value: np.ndarray, salt: int) -> np.ndarray:
+    """Hash of uint64 words: the finaliser of splitmix64 (Steele et al. 2014)."""
+    value = value + np.uint64(salt * 0x9E3779B97F4A7C15 % 2**64)
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
+
+
+def row_numbers(step: int, batch_size: int, rows: int, seed: int) -> np.ndarray:
+    """int64 [B] rows of a training batch: each epoch visits every row once, in an order of its own."""
+    position = step * batch_size + np.arange(batch_size)
+    epoch, index = np.divmod(position, rows)
+    numbers = np.empty(batch_size, np.int64)
+    for number in np.unique(epoch):
+        here = epoch == number
+        numbers[here] = permute(index[here], rows, seed * 1_000_003 + int(number))
+    return numbers
+
+
+def host_share(items: np.ndarray, host: int, hosts: int) -> slice:
+    """The part of a global batch of `len(items)` that host number `host` feeds."""
+    share = len(items) // hosts
+    return slice(host * share, (host + 1) * share)
+
+
+class PreparedRows(NamedTuple):
+    """Random access to the rows of one split of a prepared folder."""
+
+    paths: tuple[str, ...]
+    starts: np.ndarray  # row number at which each shard begins, and the total at the end
+    dtype: np.dtype
+    readers: dict[int, object]  # opened as they are needed
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def read(self, numbers: np.ndarray) -> np.ndarray:
+        """Structured rows [len(numbers)] in the order asked for."""
+        shard = np.searchsorted(self.starts, numbers, side="right") - 1
+        rows = np.empty(len(numbers), self.dtype)
+        for index in np.unique(shard):
+            here = shard == index
+            try:
+                records = self._reader(int(index)).read((numbers[here] - self.starts[index]).tolist())
+                rows[here] = np.frombuffer(b"".join(records), self.dtype)
+            except (RuntimeError, ValueError) as error:
+                raise DataError(f"{self.paths[index]}: cannot be read ({error}); prepare the text again") from error
+        return rows
+
+    def _reader(self, index: int) -> object:
+        if index not in self.readers:
+            from array_record.python.array_record_module import ArrayRecordReader
+
+            self.readers[index] = ArrayRecordReader(self.paths[index])
+        return self.readers[index]
+
+
+def open_rows(folder: str | os.PathLike, manifest: dict, split: str) -> PreparedRows:
+    """The rows of `split` ("train" or "eval"), as the manifest of `folder` lists them."""
+    settings, files = manifest["settings"], manifest["splits"][split]["files"]
+    counts = [entry["rows"] for entry in files]
+    return PreparedRows(
+        paths=tuple(os.path.join(folder, entry["name"]) for entry in files),
+        starts=np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]),
+        dtype=row_dtype(settings["max_seq_len"], settings["max_examples"], manifest["vocab_size"]),
+        readers={},
+    )
+
+
+def masking_vocabulary(tokenizer: Tokenizer, whole_words: bool) -> Vocabulary:
+    """The tables that masking wants of a tokenizer."""
+    regular = np.ones(tokenizer.vocab_size, bool)
+    regular[list(tokenizer.special_ids)] = False
+    return Vocabulary(tokenizer.mask_id, regular, tokenizer.continuation if whole_words else None)
+
+
+def pretraining_batch(rows: np.ndarray, vocabulary: Vocabulary, data: DataConfig, key: tuple, first_row: int) -> Batch:
+    """Rows to the arrays of a pre-training step (DESIGN: input_ids ... next_sentence_weights)."""
+    batch = unpack_rows(rows)
+    return batch | mask_tokens(
+        batch["input_ids"],
+        vocabulary=vocabulary,
+        mask_rate=data.mask_rate,
+        gather_width=data.gather_width,
+        key=key,
+        first_row=first_row,
+    )
+
+
+def train_batch(
+    rows: PreparedRows,
+    vocabulary: Vocabulary,
+    data: DataConfig,
+    batch_size: int,
+    step: int,
+    *,
+    host: int = 0,
+    hosts: int = 1,
+) -> Batch:
+    """Training batch number `step`: this host's rows of it, [batch_size / hosts, ...]."""
+    numbers = row_numbers(step, batch_size, len(rows), data.seed)
+    share = host_share(numbers, host, hosts)
+    return pretraining_batch(rows.read(numbers[share]), vocabulary, data, (data.seed, step), share.start)
+
+
+def eval_batches(
+    rows: PreparedRows,
+    vocabulary: Vocabulary,
+    data: DataConfig,
+    batch_size: int,
+    *,
+    limit: int = 0,
+    host: int = 0,
+    hosts: int = 1,
+) -> Iterator[Batch]:
+    """All held-out rows in order (or `limit` batches), masked the same way each time; the last batch is padded."""
+    count = -(-len(rows) // batch_size)
+    for number in range(min(count, limit) if limit else count):
+        numbers = np.arange(number * batch_size, (number + 1) * batch_size)
+        share = host_share(numbers, host, hosts)
+        wanted = numbers[share]
+        found = rows.read(np.minimum(wanted, len(rows) - 1))
+        batch = pretraining_batch(found, vocabulary, data, (_EVAL_STREAM + data.seed, 0), int(wanted[0]))
+        beyond = wanted >= len(rows)
+        batch["masked_lm_weights"][beyond] = 0
+        batch["next_sentence_weights"][beyond] = 0
+        yield batch
+
+
+def stream(make_batch: Callable[[int], Batch], start: int, stop: int, *, ahead: int = 4) -> Iterator[Batch]:
+    """Batches `start` to `stop - 1`, each made by tf.data while the device works on those before."""
+    if start >= stop:
+        return
+    import tensorflow as tf
+
+    tf.config.set_visible_devices([], "GPU")  # tf.data only: JAX owns the accelerators
+    names, types = zip(*((name, array.dtype) for name, array in make_batch(start).items()), strict=True)
+
+    failures: list[BertJaxError] = []
+
+    def make(step: int) -> list[np.ndarray]:
+        try:
+            batch = make_batch(int(step))
+        except BertJaxError as error:
+            failures.append(error)  # TensorFlow would keep the text only
+            raise
+        return [batch[name] for name in names]
+
+    dataset = tf.data.Dataset.range(start, stop).map(
+        lambda step: tf.numpy_function(make, [step], types, stateful=False),
+        num_parallel_calls=2,
+        deterministic=True,
+    )
+    try:
+        for arrays in dataset.prefetch(ahead).as_numpy_iterator():
+            yield dict(zip(names, arrays, strict=True))
+    except tf.errors.OpError:
+        raise failures[0] if failures else None

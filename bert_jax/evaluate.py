@@ -1,0 +1,48 @@
+"""Evaluation over fixed batches: metric sums added up on the device, divided on the host."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from bert_jax.sharding import global_batch
+from bert_jax.tasks import Batch, Params, Sums, Task
+
+
+def means(sums: Sums) -> dict[str, float]:
+    """Sum over count of each metric; a metric that saw nothing is left out."""
+    host = jax.device_get(sums)
+    return {name: float(total / count) for name, (total, count) in host.items() if count > 0}
+
+
+def evaluator(task: Task) -> Callable[[Params, Batch, Sums | None], tuple[Sums, Any]]:
+    """The compiled function (params, batch, sums so far) -> (sums, outputs or None)."""
+
+    @jax.jit
+    def evaluate_batch(params: Params, batch: Batch, before: Sums | None) -> tuple[Sums, Any]:
+        sums = task.sums(params, batch, None)
+        if before is not None:
+            sums = jax.tree.map(lambda a, b: a + b, before, sums)
+        return sums, task.outputs(params, batch) if task.outputs else None
+
+    return evaluate_batch
+
+
+def evaluate(
+    task: Task, evaluate_batch: Callable, params: Params, batches: Iterator[Batch], mesh: Mesh
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Metrics of one evaluation set, and the outputs of its examples in their order (empty for a task without)."""
+    sums, collected = None, []
+    for batch in batches:
+        sums, outputs = evaluate_batch(params, global_batch(batch, mesh), sums)
+        if outputs is not None:
+            collected.append(jax.device_get(outputs))
+    metrics = means(sums) if sums else {}
+    if not collected:
+        return metrics, {}
+    outputs = {name: np.concatenate([part[name] for part in collected]) for name in collected[0]}
+    real = outputs.pop("weights") > 0
+    outputs = {name: rows[real] for name, rows in outputs.items()}
+    return metrics | task.score(outputs), outputs

@@ -1,0 +1,166 @@
+"""The BERT encoder (Devlin et al. 2019): embeddings and post-norm transformer layers, stacked along one axis.
+
+Shapes: B batch, S sequence, L layers, D hidden, N heads, H head_dim, F mlp.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bert_jax.attention import attend, dropout
+from bert_jax.config import ModelConfig
+from bert_jax.sharding import constrain_batch
+
+ACTIVATIONS = {
+    "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "relu": jax.nn.relu,
+}
+REMAT_POLICIES = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class Affine(nn.Module):
+    """The weights of a linear map, without applying it: kernel of `shape`, bias of its last `bias_ndim` axes."""
+
+    shape: tuple[int, ...]
+    stddev: float
+    bias_ndim: int = 1
+
+    @nn.compact
+    def __call__(self, dtype: Any) -> tuple[jax.Array, jax.Array]:
+        kernel = self.param("kernel", nn.initializers.truncated_normal(self.stddev), self.shape)
+        bias = self.param("bias", nn.initializers.zeros, self.shape[-self.bias_ndim :])
+        return kernel.astype(dtype), bias.astype(dtype)
+
+
+class LayerNorm(nn.Module):
+    """LayerNorm over the last axis, in float32 whatever the type of `x`."""
+
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        wide = x.astype(jnp.float32)
+        centred = wide - wide.mean(-1, keepdims=True)
+        variance = jnp.square(centred).mean(-1, keepdims=True)
+        return (centred * jax.lax.rsqrt(variance + self.epsilon) * scale + bias).astype(x.dtype)
+
+
+class Embeddings(nn.Module):
+    """Sum of token, position and token-type vectors, then LayerNorm and dropout."""
+
+    config: ModelConfig
+    deterministic: bool
+
+    @nn.compact
+    def __call__(self, input_ids: jax.Array, token_type_ids: jax.Array, position_ids: jax.Array) -> jax.Array:
+        config = self.config
+        normal = nn.initializers.truncated_normal(config.initializer_range)
+        rows = {
+            "token_embedding": (input_ids, config.padded_vocab_size),
+            "position_embedding": (position_ids, config.max_position_embeddings),
+            "token_type_embedding": (token_type_ids, config.type_vocab_size),
+        }
+        # Rows are taken from the f32 tables and the sum is cast: cast tables would get their gradients in bf16.
+        x = sum(
+            jnp.take(self.param(name, normal, (size, config.hidden_size)), ids, axis=0)
+            for name, (ids, size) in rows.items()
+        )  # [B, S, D]
+        x = LayerNorm(config.layer_norm_epsilon, name="norm")(x).astype(config.dtype)
+        return dropout(x, config.hidden_dropout, None if self.deterministic else self.make_rng("dropout"))
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with query, key and value from one fused matrix product."""
+
+    config: ModelConfig
+    deterministic: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array, segment_ids: jax.Array) -> jax.Array:
+        config, stddev = self.config, self.config.initializer_range
+        heads = (config.num_heads, config.head_dim)
+        weights = [
+            Affine((config.hidden_size, *heads), stddev, 2, name=name)(x.dtype) for name in ("query", "key", "value")
+        ]
+        kernel, bias = (jnp.stack(parts, axis=-3) for parts in zip(*weights, strict=True))  # [D, 3, N, H], [3, N, H]
+        qkv = jnp.einsum("bsd,dcnh->cbnsh", x, kernel) + bias[:, None, :, None]
+        context = attend(
+            *qkv,
+            segment_ids,
+            dropout_rate=config.attention_dropout,
+            dropout_key=None if self.deterministic else self.make_rng("dropout"),
+        )  # [B, N, S, H]
+        kernel, bias = Affine((*heads, config.hidden_size), stddev, name="out")(x.dtype)
+        return jnp.einsum("bnsh,nhd->bsd", context, kernel) + bias
+
+
+class Mlp(nn.Module):
+    """Position-wise feed-forward block."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        config, stddev = self.config, self.config.initializer_range
+        kernel, bias = Affine((config.hidden_size, config.mlp_dim), stddev, name="wi")(x.dtype)
+        x = ACTIVATIONS[config.hidden_act](x @ kernel + bias)  # [B, S, F]
+        kernel, bias = Affine((config.mlp_dim, config.hidden_size), stddev, name="wo")(x.dtype)
+        return x @ kernel + bias  # [B, S, D]
+
+
+class EncoderLayer(nn.Module):
+    """Attention and MLP, each followed by dropout, residual sum and LayerNorm. The body of the scan over layers."""
+
+    config: ModelConfig
+    deterministic: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array, segment_ids: jax.Array) -> tuple[jax.Array, None]:
+        config = self.config
+
+        def drop(y: jax.Array) -> jax.Array:
+            return dropout(y, config.hidden_dropout, None if self.deterministic else self.make_rng("dropout"))
+
+        attended = SelfAttention(config, self.deterministic, name="attention")(x, segment_ids)
+        x = LayerNorm(config.layer_norm_epsilon, name="attention_norm")(x + drop(attended))
+        x = LayerNorm(config.layer_norm_epsilon, name="mlp_norm")(x + drop(Mlp(config, name="mlp")(x)))
+        return constrain_batch(x), None
+
+
+class Encoder(nn.Module):
+    """Token ids to contextual vectors. Parameters: `embeddings/…` and `layers/…`, the latter stacked [L, …].
+
+    Call with int32 [B, S] arrays: `input_ids`, `token_type_ids` (A/B), `position_ids` (restart at each packed
+    example) and `segment_ids` (number of the packed example, 0 for padding). Returns [B, S, D].
+    """
+
+    config: ModelConfig
+    deterministic: bool = True
+
+    @nn.compact
+    def __call__(
+        self, input_ids: jax.Array, token_type_ids: jax.Array, position_ids: jax.Array, segment_ids: jax.Array
+    ) -> jax.Array:
+        config = self.config
+        x = Embeddings(config, self.deterministic, name="embeddings")(input_ids, token_type_ids, position_ids)
+        layer = EncoderLayer
+        if config.remat != "none":
+            layer = nn.remat(layer, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
+        stack = nn.scan(
+            layer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=nn.broadcast,
+            length=config.num_layers,
+            unroll=config.scan_unroll or config.num_layers,
+        )
+        x, _ = stack(config, self.deterministic, name="layers")(constrain_batch(x), segment_ids)
+        return x

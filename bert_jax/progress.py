@@ -1,0 +1,55 @@
+"""Progress of long work on stderr: a bar on a terminal, else one line now and then; both with rate and time left."""
+
+import sys
+import time
+
+_BAR_WIDTH = 24
+
+
+def format_seconds(seconds: float) -> str:
+    """`75` -> `1:15`, `4000` -> `1:06:40`."""
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+class Progress:
+    """Shows how far a task is. `total` may be None when nobody knows it; `done` counts in `unit`s."""
+
+    def __init__(self, label: str, total: int | None, unit: str, *, start: int = 0, every: float = 10.0):
+        self.label, self.total, self.unit = label, total, unit
+        self.done = self._start = start
+        self._began = self._shown = time.monotonic()
+        self._terminal = sys.stderr.isatty()
+        self._every = 0.2 if self._terminal else every
+
+    def update(self, done: int, note: str = "") -> None:
+        """Sets how much is done; prints only when enough time has passed."""
+        self.done = done
+        if time.monotonic() - self._shown >= self._every:
+            self._show(note)
+
+    def close(self, note: str = "") -> None:
+        """Prints the last line, whatever the time."""
+        self._show(note, end="\n")
+
+    def _show(self, note: str, end: str = "") -> None:
+        self._shown = time.monotonic()
+        elapsed = max(self._shown - self._began, 1e-9)
+        rate = (self.done - self._start) / elapsed
+        text = f"{self.label}: {self.done:,}"
+        if self.total:
+            text += f"/{self.total:,} {self.unit} ({100 * self.done / self.total:.0f} %)"
+        else:
+            text += f" {self.unit}"
+        text += f", {rate:,.4g} {self.unit}/s, {format_seconds(elapsed)}"
+        if self.total and rate > 0 and not end:
+            text += f", {format_seconds((self.total - self.done) / rate)} left"
+        if note:
+            text += f", {note}"
+        if self._terminal:
+            filled = int(_BAR_WIDTH * min(1, self.done / self.total)) if self.total else 0
+            bar = f"[{'#' * filled}{'.' * (_BAR_WIDTH - filled)}] " if self.total else ""
+            print(f"\r\x1b[K{bar}{text}", end=end, file=sys.stderr, flush=True)
+        else:
+            print(text, file=sys.stderr, flush=True)

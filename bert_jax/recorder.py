@@ -1,0 +1,69 @@
+"""What a run writes while it goes: rows of metrics, and the rates in them."""
+
+import contextlib
+import json
+import os
+import time
+
+
+def cut_metrics(path: str, step: int) -> None:
+    """Drops rows after `step` (and a last line that a kill tore), so that a resumed run writes them once."""
+    if not os.path.isfile(path):
+        return
+    kept = []
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            with contextlib.suppress(ValueError):
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
+    with open(f"{path}.partial", "w", encoding="utf-8") as file:
+        file.writelines(kept)
+    os.replace(f"{path}.partial", path)
+
+
+class Recorder:
+    """Writes rows of metrics to `metrics.jsonl` (the record) and to TensorBoard."""
+
+    def __init__(self, workdir: str, step: int):
+        from tensorboardX import SummaryWriter
+
+        path = os.path.join(workdir, "metrics.jsonl")
+        cut_metrics(path, step)
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+        self._board = SummaryWriter(os.path.join(workdir, "tb"))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """One object a line, flushed at once; a value that is not finite is written as null."""
+        finite = {name: value if abs(value) < float("inf") else None for name, value in values.items()}
+        self._file.write(json.dumps({"step": step, **finite}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flushes both."""
+        self._file.close()
+        self._board.close()
+
+
+class Clock:
+    """Rates over one logging interval, without what evaluation and saving took."""
+
+    def __init__(self):
+        self.restart()
+
+    def restart(self) -> None:
+        """Begins an interval."""
+        self._began, self._excluded = time.perf_counter(), 0.0
+        self.waited, self.tokens, self.examples = 0.0, 0, 0.0
+
+    @contextlib.contextmanager
+    def excluding(self):
+        """Time spent in this block does not count."""
+        began = time.perf_counter()
+        yield
+        self._excluded += time.perf_counter() - began
+
+    def elapsed(self) -> float:
+        """Seconds of the interval that count."""
+        return max(time.perf_counter() - self._began - self._excluded, 1e-9)

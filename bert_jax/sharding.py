@@ -1,0 +1,81 @@
+"""Where arrays live: the device mesh, one table from parameter path to PartitionSpec, and batch assembly."""
+
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from bert_jax.config import MeshConfig
+from bert_jax.errors import ConfigError
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = P(("data", "fsdp"))  # the batch is split over every axis that does not split heads
+
+# First match wins. Stacked layers carry a leading layer axis, which is never split. The hidden axis of the token
+# table is never split either: a lookup would then gather from every device.
+PARTITION_RULES = (
+    (r"embeddings/token_embedding$", P(("fsdp", "tensor"), None)),
+    (r"attention/(query|key|value)/kernel$", P(None, "fsdp", "tensor", None)),
+    (r"attention/(query|key|value)/bias$", P(None, "tensor", None)),
+    (r"attention/out/kernel$", P(None, "tensor", None, "fsdp")),
+    (r"mlp/wi/kernel$", P(None, "fsdp", "tensor")),
+    (r"mlp/wi/bias$", P(None, "tensor")),
+    (r"mlp/wo/kernel$", P(None, "tensor", "fsdp")),
+    (r"(pooler/dense|mlm_head/transform)/kernel$", P("fsdp", "tensor")),
+    (r"mlm_head/bias$", P(("fsdp", "tensor"))),
+    (r"", P()),
+)
+
+
+def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
+    """Mesh with axes data, fsdp, tensor over `devices` (default: all). Raises ConfigError when sizes do not fit."""
+    devices = jax.devices() if devices is None else devices
+    sizes = [config.data, config.fsdp, config.tensor]
+    known = int(np.prod([size for size in sizes if size != -1]))
+    if -1 in sizes and len(devices) % known == 0:
+        sizes[sizes.index(-1)] = len(devices) // known
+    if -1 in sizes or int(np.prod(sizes)) != len(devices):
+        raise ConfigError(
+            f"mesh: data x fsdp x tensor = {config.data} x {config.fsdp} x {config.tensor} does not cover "
+            f"{len(devices)} devices; use --mesh.data -1 with --mesh.fsdp and --mesh.tensor dividing {len(devices)}"
+        )
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """`layers/attention/query/kernel` for a key path of `jax.tree_util`."""
+    return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+
+
+def partition_spec(path: str, ndim: int) -> P:
+    """The PartitionSpec of the parameter (or optimizer moment) that ends in `path`."""
+    spec = next(spec for pattern, spec in PARTITION_RULES if re.search(pattern, path))
+    return spec if len(spec) <= ndim else P()  # optimizer scalars under a parameter's path
+
+
+def tree_shardings(tree: Any, mesh: Mesh) -> Any:
+    """NamedSharding of each leaf. Optax keeps parameter paths, so one table serves the whole training state."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: NamedSharding(mesh, partition_spec(path_name(path), leaf.ndim)), tree
+    )
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Into how many parts the mesh splits a batch."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Assembles this host's rows [B / hosts, ...] into arrays [B, ...] split over the mesh."""
+    sharding = NamedSharding(mesh, BATCH)
+    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+
+
+def constrain_batch(x: jax.Array) -> jax.Array:
+    """Pins activations [B, ...] to the batch split, where a mesh is set; without one it returns `x`."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, BATCH)

@@ -1,0 +1,93 @@
+"""What a model is trained for. A `Task` is the record of functions and facts that the training loop works with.
+
+Each file of this folder tells one task whole: examples -> batches, modules, loss, metric sums, score.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bert_jax.config import ModelConfig
+from bert_jax.data.tokenizer import Tokenizer
+from bert_jax.model import Encoder
+
+Params = dict[str, Any]
+Batch = dict[str, np.ndarray]
+# Metric name -> (sum, count). They add up over micro-batches, devices and batches; the host divides at the end.
+Sums = dict[str, tuple[jax.Array, jax.Array]]
+_BACKBONE = ("embeddings", "layers")
+
+
+class Task(NamedTuple):
+    """One task, bound to its configuration and data."""
+
+    init: Callable[[jax.Array], Params]
+    """key -> parameters."""
+    sums: Callable[[Params, Batch, jax.Array | None], Sums]
+    """(params, batch, dropout key or None) -> metric sums."""
+    weights: Callable[[Batch], dict[str, jax.Array]]
+    """batch -> count of each loss term: from weights alone, so known before the forward pass."""
+    losses: tuple[str, ...]
+    """Metrics whose means add up to the training loss; the count of the last one counts examples."""
+    rows: int
+    """Training rows of one epoch."""
+    train_batch: Callable[[int], Batch]
+    """step -> this host's rows of that batch; a pure function."""
+    eval_sets: dict[str, Callable[[], Iterator[Batch]]]
+    """name -> its fixed batches, from the beginning at each call."""
+    tokenizer: Tokenizer
+    """What made the ids."""
+    facts: str
+    """The data in one line."""
+    labels: tuple[str, ...] = ()
+    """Names of the classes, in order."""
+    outputs: Callable[[Params, Batch], dict[str, jax.Array]] | None = None
+    """(params, batch) -> arrays [B, ...] of every row, for scores that are no sums."""
+    score: Callable[[dict[str, np.ndarray]], dict[str, float]] | None = None
+    """outputs of a whole evaluation set -> metrics."""
+    write_predictions: Callable[[str, str, dict[str, np.ndarray]], None] | None = None
+    """(folder, evaluation set, outputs) -> files with one prediction an example."""
+
+
+def encode(config: ModelConfig, params: Params, batch: Batch, dropout_key: jax.Array | None) -> jax.Array:
+    """Contextual vectors [B, S, D] of a batch's tokens; no key, no dropout."""
+    encoder = Encoder(config, deterministic=dropout_key is None)
+    return encoder.apply(
+        {"params": {name: params[name] for name in _BACKBONE}},
+        batch["input_ids"],
+        batch["token_type_ids"],
+        batch["position_ids"],
+        batch["segment_ids"],
+        rngs=None if dropout_key is None else {"dropout": dropout_key},
+    )
+
+
+def init_encoder(config: ModelConfig, key: jax.Array) -> Params:
+    """First parameters of embeddings and layers."""
+    ids = jnp.zeros((1, 8), jnp.int32)
+    return Encoder(config).init(key, ids, ids, ids, ids)["params"]
+
+
+def gather(hidden: jax.Array, positions: jax.Array) -> jax.Array:
+    """[B, S, D] at positions [B, P] -> [B, P, D]."""
+    return jnp.take_along_axis(hidden, positions[..., None], axis=1)
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Negative log-probability [...] of `labels` [...] under float32 scores [..., C]."""
+    picked = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - picked
+
+
+def loss_and_accuracy(name: str, logits: jax.Array, labels: jax.Array, weights: jax.Array) -> Sums:
+    """`{name}_loss` and `{name}_accuracy` sums, both counted by `weights`."""
+    prefix = f"{name}_" if name else ""
+    count = weights.sum()
+    right = (logits.argmax(-1) == labels).astype(jnp.float32)
+    return {
+        f"{prefix}loss": ((cross_entropy(logits, labels) * weights).sum(), count),
+        f"{prefix}accuracy": ((right * weights).sum(), count),
+    }

@@ -1,0 +1,285 @@
+"""Labels of a text or a pair of texts, from any CSV, TSV or JSONL file (Devlin et al. 2019, section 4.1)."""
+
+import csv
+import dataclasses
+import functools
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bert_jax.config import Config, ModelConfig, TaskConfig, did_you_mean
+from bert_jax.data.pipeline import host_share, row_numbers
+from bert_jax.data.tokenizer import Tokenizer, load_tokenizer
+from bert_jax.errors import ConfigError, DataError
+from bert_jax.heads import ClassifierHead, Pooler
+from bert_jax.metrics import accuracy, f1, macro_f1
+from bert_jax.tasks import Batch, Params, Sums, Task, encode, init_encoder, loss_and_accuracy
+
+LENGTH_STEP = 32  # batches are padded to a multiple of this, so that few shapes compile
+
+
+class Example(NamedTuple):
+    """One labelled text; `line` is where it stands in its file."""
+
+    text: str
+    pair: str | None
+    label: str
+    line: int
+
+
+class Features(NamedTuple):
+    """Examples as ids: `ids` and `type_ids` are one int32 array an example, with [CLS] and [SEP]."""
+
+    ids: list[np.ndarray]
+    type_ids: list[np.ndarray]
+    labels: np.ndarray
+
+
+def read_table(path: str) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line, row) of a CSV, TSV or JSONL file with named columns. Raises DataError naming file and line."""
+    kind = path.rsplit(".", 1)[-1].lower()
+    if kind not in ("csv", "tsv", "jsonl"):
+        raise DataError(f"{path}: the ending must be .csv, .tsv or .jsonl")
+    if not os.path.isfile(path):
+        raise DataError(f"{path}: no such file")
+    csv.field_size_limit(1 << 30)
+    line = 1
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            if kind == "jsonl":
+                for line, text in enumerate(file, 1):
+                    if text.strip():
+                        yield line, _json_row(path, line, text)
+                return
+            # TSV as the field publishes it: no quoting, quotes may be unbalanced.
+            style = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if kind == "tsv" else {}
+            reader = csv.DictReader(file, strict=True, restkey="", **style)
+            for row in reader:
+                line = reader.line_num
+                if "" in row or None in row.values():
+                    raise DataError(
+                        f"{path}: line {line}: not as many columns as the header's {len(reader.fieldnames)}"
+                    )
+                yield line, row
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 after line {line} ({error.reason}); convert it to UTF-8") from error
+    except csv.Error as error:
+        raise DataError(f"{path}: after line {line}: {error}") from error
+
+
+def _json_row(path: str, line: int, text: str) -> dict[str, str]:
+    try:
+        row = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}: line {line}: not JSON ({error.msg})") from error
+    if not isinstance(row, dict):
+        raise DataError(f"{path}: line {line}: a JSON object is wanted, like {{'text': …, 'label': …}}")
+    return {key: str(value) for key, value in row.items()}
+
+
+def read_examples(path: str, task: TaskConfig, *, labelled: bool = True) -> list[Example]:
+    """All examples of a file; `labelled=False` lets the label column be absent."""
+    columns = [task.text_column, *filter(None, [task.text_pair_column]), *([task.label_column] if labelled else [])]
+    examples = []
+    for line, row in read_table(path):
+        missing = [column for column in columns if column not in row]
+        if missing:
+            raise DataError(
+                f"{path}: line {line}: no column {missing[0]!r}{did_you_mean(missing[0], row)}; "
+                "name the columns with --task.text-column, --task.text-pair-column and --task.label-column"
+            )
+        pair = row[task.text_pair_column] if task.text_pair_column else None
+        label = row.get(task.label_column, "").strip()
+        if labelled and not label:
+            raise DataError(f"{path}: line {line}: empty label in column {task.label_column!r}")
+        examples.append(Example(row[task.text_column], pair, label, line))
+    if not examples:
+        raise DataError(f"{path}: no examples in it")
+    return examples
+
+
+def label_names(path: str, examples: list[Example]) -> tuple[str, ...]:
+    """Distinct labels, numbers in order of size and before words."""
+    names = {example.label for example in examples}
+    if len(names) < 2:
+        raise DataError(f"{path}: every example has the label {names.pop()!r}; two at least are needed")
+    return tuple(sorted(names, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name)))
+
+
+def truncate_pair(first: list[int], second: list[int], room: int) -> tuple[list[int], list[int]]:
+    """Cuts the longer of two id lists from its end until both fit into `room`, as Google's fine-tuning does."""
+    if len(first) + len(second) <= room:
+        return first, second
+    keep_first = max(room - len(second), min(len(first), (room + 1) // 2))
+    return first[:keep_first], second[: room - keep_first]
+
+
+def featurize(
+    examples: list[Example], tokenizer: Tokenizer, max_seq_len: int, labels: tuple[str, ...] | None, path: str
+) -> Features:
+    """Ids of all examples, cut to `max_seq_len`. Raises DataError on a label that training never saw."""
+    number = {name: index for index, name in enumerate(labels or ())}
+    for example in examples if labels else ():
+        if example.label not in number:
+            raise DataError(
+                f"{path}: line {example.line}: label {example.label!r} is not among the training labels {', '.join(labels)}"
+            )
+    first = tokenizer.encode_batch([example.text for example in examples])
+    second = tokenizer.encode_batch([example.pair or "" for example in examples])
+    ids, types = [], []
+    for a, b, example in zip(first, second, examples, strict=True):
+        a, b = truncate_pair(a, b, max_seq_len - (2 if example.pair is None else 3))
+        tail = [] if example.pair is None else [*b, tokenizer.sep_id]
+        ids.append(np.array([tokenizer.cls_id, *a, tokenizer.sep_id, *tail], np.int32))
+        types.append(np.array([0] * (len(a) + 2) + [1] * len(tail), np.int32))
+    return Features(ids, types, np.array([number.get(example.label, 0) for example in examples], np.int32))
+
+
+def collate(features: Features, numbers: np.ndarray, share: slice, pad_id: int, max_seq_len: int) -> Batch:
+    """Rows `numbers[share]`, padded to the length step that the longest of all `numbers` needs; -1 is an empty row.
+
+    The length looks at the global batch, so that all hosts agree on the shape.
+    """
+    longest = max(len(features.ids[number]) for number in numbers if number >= 0)
+    length = min(-(-longest // LENGTH_STEP) * LENGTH_STEP, max_seq_len)
+    mine = numbers[share]
+    shape = (len(mine), length)
+    batch = {"input_ids": np.full(shape, pad_id, np.int32), "token_type_ids": np.zeros(shape, np.int32)}
+    batch["segment_ids"] = np.zeros(shape, np.int32)
+    for row, number in enumerate(mine):
+        if number >= 0:
+            ids = features.ids[number]
+            batch["input_ids"][row, : len(ids)] = ids
+            batch["token_type_ids"][row, : len(ids)] = features.type_ids[number]
+            batch["segment_ids"][row, : len(ids)] = 1
+    batch["position_ids"] = np.broadcast_to(np.arange(length, dtype=np.int32), shape).copy()
+    batch["labels"] = np.where(mine >= 0, features.labels[mine], 0).astype(np.int32)
+    batch["label_weights"] = (mine >= 0).astype(np.float32)
+    return batch
+
+
+def init(config: ModelConfig, num_labels: int, key: jax.Array) -> Params:
+    """Encoder, pooler and classifier."""
+    keys = jax.random.split(key, 3)
+    hidden = jnp.zeros((1, config.hidden_size))
+    return init_encoder(config, keys[0]) | {
+        "pooler": Pooler(config).init(keys[1], hidden)["params"],
+        "classifier": ClassifierHead(config, num_labels).init(keys[2], hidden)["params"],
+    }
+
+
+def logits(config: ModelConfig, params: Params, batch: Batch, key: jax.Array | None = None) -> jax.Array:
+    """Scores [B, C] of the classes, from the pooled vector of [CLS]."""
+    encoder_key, head_key = (None, None) if key is None else jax.random.split(key)
+    first = encode(config, params, batch, encoder_key)[:, 0]  # [B, D]
+    pooled = Pooler(config).apply({"params": params["pooler"]}, first)
+    num_labels = params["classifier"]["dense"]["bias"].shape[0]
+    head = ClassifierHead(config, num_labels, config.hidden_dropout, deterministic=key is None)
+    return head.apply({"params": params["classifier"]}, pooled, rngs=None if key is None else {"dropout": head_key})
+
+
+def sums(config: ModelConfig, params: Params, batch: Batch, key: jax.Array | None) -> Sums:
+    """Cross-entropy and accuracy over the weighted rows."""
+    return loss_and_accuracy("", logits(config, params, batch, key), batch["labels"], batch["label_weights"])
+
+
+def outputs(config: ModelConfig, params: Params, batch: Batch) -> dict[str, jax.Array]:
+    """What `score` and the prediction files are made of."""
+    scores = logits(config, params, batch)
+    return {"logits": scores, "labels": batch["labels"], "weights": batch["label_weights"]}
+
+
+def score(found: dict[str, np.ndarray]) -> dict[str, float]:
+    """accuracy and f1: of class 1 when there are two classes, else the mean over classes."""
+    predictions, labels, classes = found["logits"].argmax(-1), found["labels"], found["logits"].shape[-1]
+    f1_score = f1(predictions, labels) if classes == 2 else macro_f1(predictions, labels, classes)
+    return {"accuracy": accuracy(predictions, labels), "f1": f1_score}
+
+
+def write_predictions(labels: tuple[str, ...], folder: str, name: str, found: dict[str, np.ndarray]) -> None:
+    """`folder/name.tsv`: index, predicted label, its probability, true label."""
+    os.makedirs(folder, exist_ok=True)
+    scores = found["logits"] - found["logits"].max(-1, keepdims=True)
+    probabilities = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+    with open(os.path.join(folder, f"{name}.tsv"), "w", encoding="utf-8") as file:
+        file.write("index\tprediction\tprobability\tlabel\n")
+        for index, (row, true) in enumerate(zip(probabilities, found["labels"], strict=True)):
+            file.write(f"{index}\t{labels[row.argmax()]}\t{row.max():.6f}\t{labels[true]}\n")
+
+
+def draw(examples: list[Example], count: int, seed: int) -> list[Example]:
+    """A random `count` of the examples (all, when 0)."""
+    if not 0 < count < len(examples):
+        return examples
+    return [examples[i] for i in np.sort(np.random.default_rng(seed).permutation(len(examples))[:count])]
+
+
+def init_params(config: Config, key: jax.Array) -> Params:
+    """`init` for a whole configuration, with the labels that its training file names."""
+    return init(config.model, len(label_names(config.task.train, read_examples(config.task.train, config.task))), key)
+
+
+def known_rows(config: Config) -> int | None:
+    """Training examples of an epoch."""
+    count = len(read_examples(config.task.train, config.task))
+    return min(count, config.task.max_train_examples or count)
+
+
+def complete(config: Config, tokenizer: str) -> Config:
+    """Sets `data.tokenizer` to `tokenizer`, that of the weights, when the run starts from some."""
+    path = tokenizer or config.data.tokenizer
+    if not path:
+        raise ConfigError("data.tokenizer: name one, or start from weights with --train.init-from")
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=path))
+
+
+def build(config: Config) -> Task:
+    """Reads and tokenises the files and binds the functions above to them."""
+    task, length, batch_size = config.task, config.data.max_seq_len, config.train.global_batch_size
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    if tokenizer.vocab_size > config.model.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size: {config.model.vocab_size}, but {config.data.tokenizer} has {tokenizer.vocab_size} pieces; "
+            f"set --model.vocab-size {tokenizer.vocab_size}"
+        )
+    examples = draw(read_examples(task.train, task), task.max_train_examples, config.train.seed)
+    labels = label_names(task.train, examples)
+    sets = {
+        name: featurize(examples if name == "train" else read_examples(path, task), tokenizer, length, labels, path)
+        for name, path in (("train", task.train), ("dev", task.dev), ("test", task.test))
+        if path
+    }
+    hosts = {"host": jax.process_index(), "hosts": jax.process_count()}
+
+    def batch_of(name: str, numbers: np.ndarray) -> Batch:
+        return collate(sets[name], numbers, host_share(numbers, **hosts), tokenizer.pad_id, length)
+
+    def eval_batches(name: str) -> Iterator[Batch]:
+        count = len(sets[name].ids)
+        for start in range(0, count, batch_size):
+            numbers = np.arange(start, start + batch_size)
+            yield batch_of(name, np.where(numbers < count, numbers, -1))
+
+    rows = len(examples)
+    counts = ", ".join(f"{label} {n:,}" for label, n in sorted(Counter(e.label for e in examples).items()))
+    return Task(
+        init=functools.partial(init, config.model, len(labels)),
+        sums=functools.partial(sums, config.model),
+        weights=lambda batch: {"loss": batch["label_weights"].sum()},
+        losses=("loss",),
+        rows=rows,
+        train_batch=lambda step: batch_of("train", row_numbers(step, batch_size, rows, config.train.seed)),
+        eval_sets={name: functools.partial(eval_batches, name) for name in sets if name != "train"},
+        tokenizer=tokenizer,
+        facts=f"{rows:,} examples ({counts}) from {task.train}",
+        labels=labels,
+        outputs=functools.partial(outputs, config.model),
+        score=score,
+        write_predictions=functools.partial(write_predictions, labels),
+    )

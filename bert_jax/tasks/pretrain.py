@@ -1,0 +1,133 @@
+"""Pre-training (Devlin et al. 2019, section 3.1): masked language model and next-sentence prediction on packed rows."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from bert_jax.config import Config, ModelConfig
+from bert_jax.data import cache, pipeline, prepare
+from bert_jax.data.tokenizer import load_tokenizer
+from bert_jax.errors import ConfigError
+from bert_jax.heads import ClassifierHead, MlmHead, Pooler
+from bert_jax.tasks import Batch, Params, Sums, Task, encode, gather, init_encoder, loss_and_accuracy
+
+LOSSES = ("masked_lm_loss", "next_sentence_loss")
+
+
+def init(config: ModelConfig, key: jax.Array) -> Params:
+    """Encoder, pooler and both heads: embeddings, layers, pooler, mlm_head, nsp_head."""
+    keys = jax.random.split(key, 4)
+    hidden = jnp.zeros((1, config.hidden_size))
+    table = jnp.zeros((config.padded_vocab_size, config.hidden_size))
+    return init_encoder(config, keys[0]) | {
+        "pooler": Pooler(config).init(keys[1], hidden)["params"],
+        "mlm_head": MlmHead(config).init(keys[2], hidden, table)["params"],
+        "nsp_head": ClassifierHead(config, 2).init(keys[3], hidden)["params"],
+    }
+
+
+def masked_lm_logits(config: ModelConfig, params: Params, hidden: jax.Array) -> jax.Array:
+    """[..., D] -> [..., V] scores of the vocabulary."""
+    table = params["embeddings"]["token_embedding"]
+    return MlmHead(config).apply({"params": params["mlm_head"]}, hidden, table)
+
+
+def next_sentence_logits(config: ModelConfig, params: Params, first: jax.Array) -> jax.Array:
+    """[..., D] vectors of [CLS] -> [..., 2] scores: 0 is the true next sentence, 1 a random one."""
+    pooled = Pooler(config).apply({"params": params["pooler"]}, first)
+    return ClassifierHead(config, 2).apply({"params": params["nsp_head"]}, pooled)
+
+
+def forward(config: ModelConfig, params: Params, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """MLM logits [B, P, V] of the masked positions and NSP logits [B, E, 2] of the packed examples."""
+    hidden = encode(config, params, batch, key)
+    masked = gather(hidden, batch["masked_lm_positions"])  # [B, P, D]: the head on all positions costs a fifth more
+    first = gather(hidden, batch["next_sentence_positions"])  # [B, E, D]
+    return masked_lm_logits(config, params, masked), next_sentence_logits(config, params, first)
+
+
+def sums(config: ModelConfig, params: Params, batch: Batch, key: jax.Array | None) -> Sums:
+    """Loss and accuracy of both objectives, as sums over weighted positions and examples."""
+    masked_lm, next_sentence = forward(config, params, batch, key)
+    return loss_and_accuracy(
+        "masked_lm", masked_lm, batch["masked_lm_ids"], batch["masked_lm_weights"]
+    ) | loss_and_accuracy("next_sentence", next_sentence, batch["next_sentence_labels"], batch["next_sentence_weights"])
+
+
+def weights(batch: Batch) -> dict[str, jax.Array]:
+    """How many masked positions and examples a batch holds."""
+    return {name: batch[name.replace("loss", "weights")].sum() for name in LOSSES}
+
+
+def init_params(config: Config, key: jax.Array) -> Params:
+    """`init` for a whole configuration."""
+    return init(config.model, key)
+
+
+def known_rows(config: Config) -> int | None:
+    """Training rows of an epoch, if the text is prepared already."""
+    if not cache.is_prepared(config.data.path):
+        return None
+    return prepare.load_manifest(config.data.path)["splits"]["train"]["rows"]
+
+
+def complete(config: Config, tokenizer: str) -> Config:
+    """Prepares raw text, so that `data.path` is a folder of rows, with `tokenizer` if the run starts from weights.
+
+    A vocabulary that is trained here may find fewer pieces than asked for; the model then has as many as there are.
+    """
+    data = dataclasses.replace(config.data, tokenizer=config.data.tokenizer or tokenizer)
+    trained = not data.tokenizer and not cache.is_prepared(data.path)
+    folder = cache.prepared_folder(data, config.model.vocab_size)
+    model = config.model
+    if trained:
+        model = dataclasses.replace(model, vocab_size=prepare.load_manifest(folder)["vocab_size"])
+    return dataclasses.replace(config, model=model, data=dataclasses.replace(data, path=folder))
+
+
+def build(config: Config) -> Task:
+    """Opens the prepared rows and binds the functions above to them."""
+    data, train, folder = config.data, config.train, config.data.path
+    manifest = prepare.load_manifest(folder)
+    check_fit(config, folder, manifest)
+    tokenizer = load_tokenizer(f"{folder}/tokenizer")
+    rows = pipeline.open_rows(folder, manifest, "train")
+    held_out = pipeline.open_rows(folder, manifest, "eval")
+    share = {"host": jax.process_index(), "hosts": jax.process_count()}
+    vocabulary = pipeline.masking_vocabulary(tokenizer, data.whole_word_masking)
+    return Task(
+        init=functools.partial(init, config.model),
+        sums=functools.partial(sums, config.model),
+        weights=weights,
+        losses=LOSSES,
+        rows=len(rows),
+        train_batch=lambda step: pipeline.train_batch(rows, vocabulary, data, train.global_batch_size, step, **share),
+        eval_sets={
+            "eval": lambda: pipeline.eval_batches(
+                held_out, vocabulary, data, train.global_batch_size, limit=train.eval_batches, **share
+            )
+        }
+        if len(held_out)
+        else {},
+        tokenizer=tokenizer,
+        facts=f"{len(rows):,} rows of {data.max_seq_len}, {len(held_out):,} held out, from {folder}",
+    )
+
+
+def check_fit(config: Config, folder: str, manifest: dict) -> None:
+    """Raises ConfigError where prepared rows and configuration do not belong together."""
+    settings = manifest["settings"]
+    if manifest["vocab_size"] != config.model.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size: {config.model.vocab_size}, but {folder} was prepared with a vocabulary of "
+            f"{manifest['vocab_size']}; set --model.vocab-size {manifest['vocab_size']}"
+        )
+    if settings["max_seq_len"] != config.data.max_seq_len:
+        raise ConfigError(
+            f"data.max_seq_len: {config.data.max_seq_len}, but {folder} holds rows of {settings['max_seq_len']}; "
+            f"set --data.max-seq-len {settings['max_seq_len']} or prepare the text again"
+        )
+    if manifest["splits"]["train"]["rows"] == 0:
+        raise ConfigError(f"data.path: {folder} holds no training rows; give more text")

@@ -1,0 +1,341 @@
+"""The one entrypoint: pre-training and fine-tuning, on a CPU, a GPU or a TPU.
+
+    python -m bert_jax.train --config configs/tiny.py --workdir W [--optimizer.learning-rate 2e-5 ...]
+
+Reads top to bottom: `main` parses, `train` runs. Heavy imports wait until the command line is known to be good.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+from bert_jax import config as config_lib
+from bert_jax.command import parse_command
+from bert_jax.config import Config
+from bert_jax.errors import INTERRUPTED, PREEMPTED, ConfigError, NonFiniteLossError, run_command
+
+
+def main(argv: list[str]) -> int:
+    """Parses, validates, then prints or trains. Returns the exit code."""
+    command = parse_command(argv)
+    config = config_lib.validate(command.settings)
+    if command.print_config:
+        print(json.dumps(config_lib.to_dict(config), indent=1))
+        return 0
+    if command.dry_run:
+        print(dry_run(config))
+        return 0
+    if not command.workdir:
+        raise ConfigError("--workdir: name the folder of the run")
+    return train(config, command.workdir, resume=command.resume, debug=command.debug)
+
+
+def say(message: str) -> None:
+    """One line for the person who watches."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def task_module(config: Config) -> Any:
+    """The file of `tasks/` that the configuration names."""
+    from bert_jax.tasks import classify, pretrain
+
+    return {"pretrain": pretrain, "classify": classify}[config.task.name]
+
+
+def total_steps(config: Config, rows: int) -> int:
+    """Optimizer steps of the run, from num_epochs where it is set."""
+    if config.train.num_epochs > 0:
+        return max(1, round(config.train.num_epochs * rows / config.train.global_batch_size))
+    return config.train.num_steps
+
+
+def dry_run(config: Config) -> str:
+    """Shapes only: no data is prepared and no parameter is made."""
+    import jax
+
+    from bert_jax import plan
+    from bert_jax.sharding import make_mesh
+
+    make_mesh(config.mesh)
+    module = task_module(config)
+    params = jax.eval_shape(lambda: module.init_params(config, jax.random.key(0)))
+    rows = module.known_rows(config)
+    if config.train.num_epochs > 0 and rows is None:
+        return plan.report(config, params, 0, None) + "\n(steps follow from train.num_epochs when the text is prepared)"
+    return plan.report(config, params, total_steps(config, rows or 0), rows)
+
+
+def write_environment(workdir: str) -> None:
+    """`env.json`: what this run runs on."""
+    import platform
+    from importlib.metadata import version
+
+    import jax
+
+    from bert_jax.checkpoint import write_json
+
+    names = ("bert_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers")
+    facts = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "devices": [device.device_kind for device in jax.devices()],
+        "processes": jax.process_count(),
+        "versions": {name: version(name) for name in names},
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+    write_json(os.path.join(workdir, "env.json"), facts)
+
+
+@contextlib.contextmanager
+def stop_signals():
+    """Yields a list that receives the exit code when Ctrl-C or SIGTERM asks the run to save and stop."""
+    wanted: list[int] = []
+
+    def note(number: int, _frame: Any) -> None:
+        if wanted:  # asked twice: at once
+            raise KeyboardInterrupt
+        wanted.append(INTERRUPTED if number == signal.SIGINT else PREEMPTED)
+        say("stopping after this step; the state is saved (once more to stop at once)")
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield wanted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def start_from(state: Any, model: Any) -> Any:
+    """Puts loaded weights where name and shape agree; says what was loaded, newly made and ignored."""
+    import jax
+
+    from bert_jax.convert import flatten, unflatten
+
+    ours, theirs = flatten_arrays(state.params), flatten(model.params)
+    loaded = {name for name in ours if name in theirs and theirs[name].shape == ours[name].shape}
+
+    def place(name: str) -> Any:
+        value = theirs[name].astype(ours[name].dtype)
+        return jax.make_array_from_callback(value.shape, ours[name].sharding, lambda index: value[index])
+
+    params = {name: place(name) if name in loaded else array for name, array in ours.items()}
+    heads = sorted({name.split("/")[0] for name in ours.keys() - loaded})
+    ignored = sorted({name.split("/")[0] for name in theirs.keys() - loaded})
+    say(
+        f"weights: {len(loaded)} arrays loaded; new: {', '.join(heads) or 'none'}; not used: {', '.join(ignored) or 'none'}"
+    )
+    return dataclasses.replace(state, params=unflatten(params))
+
+
+def flatten_arrays(tree: Any) -> dict[str, Any]:
+    """path -> array, left where it is."""
+    import jax
+
+    from bert_jax.sharding import path_name
+
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def train(config: Config, workdir: str, *, resume: str = "auto", debug: bool = False) -> int:
+    """Runs a configuration to its end, or to the signal that stops it. Returns the exit code of DESIGN: 0, 130, 143.
+
+    Raises NonFiniteLossError, CheckpointError, DataError and ConfigError with their remedies.
+    """
+    import jax
+
+    from bert_jax import checkpoint, convert, plan
+    from bert_jax.data import pipeline
+    from bert_jax.evaluate import evaluate, evaluator
+    from bert_jax.optimizer import build_optimizer, warmup_steps
+    from bert_jax.progress import Progress
+    from bert_jax.recorder import Clock, Recorder
+    from bert_jax.sharding import batch_shards, global_batch, make_mesh
+    from bert_jax.train_state import abstract_state, create_state, train_step
+
+    jax.config.update("jax_debug_nans", debug)
+    mesh = make_mesh(config.mesh)
+    micro_batch = config.train.global_batch_size // config.optimizer.accumulate
+    if micro_batch % batch_shards(mesh):
+        raise ConfigError(
+            f"train.global_batch_size: {config.train.global_batch_size} / accumulate {config.optimizer.accumulate} is not "
+            f"divisible by the {batch_shards(mesh)} devices that share it; take a multiple"
+        )
+    folder = checkpoint.checkpoints_folder(workdir)
+    if resume == "never" and checkpoint.steps(folder):
+        raise ConfigError(f"--resume never: {folder} holds checkpoints; take another --workdir or remove it")
+    start = None if resume == "never" else checkpoint.newest_whole(folder, warn=say)
+    if resume == "must" and start is None:
+        raise checkpoint.CheckpointError(f"--resume must: {folder} holds no checkpoint")
+
+    # What the data and the starting weights decide is filled in here: sizes, vocabulary, prepared folder. A resumed
+    # run finds them in its own workdir, so the weights it once started from may be gone.
+    starting, tokenizer = None, ""
+    if config.train.init_from:
+        if start is None:
+            starting = convert.load_model(config.train.init_from)
+            source, tokenizer = starting.config, starting.tokenizer
+        else:
+            source = checkpoint.read_manifest(os.path.join(folder, str(start))).config.model
+            tokenizer = os.path.join(workdir, "tokenizer")
+        config = dataclasses.replace(config, model=config_lib.adopt(config.model, source))
+    config = config_lib.validate(task_module(config).complete(config, tokenizer))
+    task = task_module(config).build(config)
+    num_steps = total_steps(config, task.rows)
+    optimizer = build_optimizer(config.optimizer, num_steps, config.model.num_layers)
+    if warmup_steps(config.optimizer, num_steps) >= num_steps:
+        say(f"note: warm-up of {config.optimizer.warmup_steps} steps is longer than the run of {num_steps}")
+    say(
+        f"{config.task.name}: {task.facts}; {num_steps:,} steps of {config.train.global_batch_size} on {mesh.size} devices"
+    )
+
+    os.makedirs(workdir, exist_ok=True)
+    checkpoint.write_json(os.path.join(workdir, "config.json"), config_lib.to_dict(config))
+    write_environment(workdir)
+    task.tokenizer.save(os.path.join(workdir, "tokenizer"))
+    if start is not None:
+        checkpoint.set_aside(folder, start)
+    checkpoints = checkpoint.Checkpointer(folder, keep=config.train.keep)
+
+    with jax.set_mesh(mesh), contextlib.closing(checkpoints), stop_signals() as stop:
+        if start is not None:
+            state = checkpoints.restore(start, abstract_state(task, optimizer, mesh))
+            say(f"resumed at step {start:,}")
+        else:
+            state = create_state(task, optimizer, mesh, config.train.seed)
+            state = start_from(state, starting) if starting else state
+        start = start or 0
+
+        recorder, clock = Recorder(workdir, start), Clock()
+        key = jax.random.key(config.train.seed, impl="threefry2x32" if jax.default_backend() == "cpu" else "rbg")
+        step_function = jax.jit(
+            functools.partial(
+                train_step, task=task, optimizer=optimizer, key=key, accumulate=config.optimizer.accumulate
+            ),
+            donate_argnums=0,
+        )
+        evaluate_batch = evaluator(task)
+        peak = plan.peak_flops()
+        progress = Progress("train", num_steps, "steps", start=start)
+        pending = None  # metrics of the step before: fetched while the device works on the next
+
+        def finish(pending: tuple[int, dict]) -> dict[str, float]:
+            step, metrics = pending
+            values = record(task, metrics, config, num_steps, step)
+            if not abs(values["loss"]) < float("inf"):
+                raise NonFiniteLossError(
+                    f"loss is {values['loss']} at step {step}; the newest checkpoint is before it; "
+                    "lower optimizer.learning_rate or lengthen the warm-up, or see --debug"
+                )
+            return values
+
+        def log(values: dict[str, float], step: int) -> None:
+            clock.examples += values.pop("examples")
+            if step % config.train.log_every == 0 or step == num_steps:
+                seconds = clock.elapsed()
+                values["examples_per_second"] = clock.examples / seconds
+                values["real_tokens_per_second"] = clock.tokens / seconds
+                values["data_wait_fraction"] = min(1.0, clock.waited / seconds)
+                if peak:
+                    values["mfu"] = model_flops(config, clock.tokens) / seconds / peak
+                recorder.write(step, values)
+                clock.restart()
+            progress.update(step, f"loss {values['loss']:.4f}")
+
+        def evaluate_all(step: int) -> dict[str, dict[str, float]]:
+            results = {}
+            for name, batches in task.eval_sets.items():
+                if name == "test" and step < num_steps:
+                    continue
+                results[name], outputs = evaluate(task, evaluate_batch, state.params, batches(), mesh)
+                if name != "test":
+                    recorder.write(step, {f"eval/{metric}": value for metric, value in results[name].items()})
+                if outputs and step == num_steps:
+                    task.write_predictions(os.path.join(workdir, "predictions"), name, outputs)
+                say(f"step {step:,} {name}: " + ", ".join(f"{key} {value:.4f}" for key, value in results[name].items()))
+            return results
+
+        results, saved, step = {}, start, start
+        batches = pipeline.stream(task.train_batch, start, num_steps)
+        while step < num_steps and not stop:
+            began = time.perf_counter()
+            batch = next(batches)
+            clock.waited += time.perf_counter() - began
+            state, metrics = step_function(state, global_batch(batch, mesh))
+            if pending is not None:
+                log(finish(pending), step)
+            step += 1
+            clock.tokens += int((batch["segment_ids"] > 0).sum()) * jax.process_count()
+            pending = step, metrics
+            due = {"eval": config.train.eval_every, "save": config.train.save_every}
+            due = {what: every > 0 and step % every == 0 for what, every in due.items()}
+            if due["save"] or due["eval"] or stop or step == num_steps:
+                log(finish(pending), step)
+                pending = None
+                with clock.excluding():
+                    if due["save"] or stop or step == num_steps:
+                        checkpoints.save(state, config=config, labels=task.labels)
+                        saved = step
+                    if due["eval"] and step < num_steps:
+                        evaluate_all(step)
+        progress.close()
+
+        if stop:
+            checkpoints.wait()
+            recorder.close()
+            say(f"saved step {saved:,} in {folder}; the same command goes on from there")
+            return stop[0]
+
+        results = evaluate_all(num_steps)
+        recorder.close()
+        checkpoints.wait()
+        checkpoint.verify(os.path.join(folder, str(num_steps)))
+        if jax.process_index() == 0:
+            convert.save_model(
+                os.path.join(workdir, "model"),
+                jax.device_get(state.params),
+                config.model,
+                task.tokenizer,
+                labels=task.labels,
+                step=num_steps,
+            )
+            summary = {"task": config.task.name, "step": num_steps, "metrics": results, "seed": config.train.seed}
+            checkpoint.write_json(os.path.join(workdir, "results.json"), summary)
+    say(f"done: model in {os.path.join(workdir, 'model')}, results in {os.path.join(workdir, 'results.json')}")
+    return 0
+
+
+def record(task: Any, metrics: dict[str, Any], config: Config, num_steps: int, step: int) -> dict[str, float]:
+    """Device metrics of a step -> plain numbers: loss, learning_rate, grad_norm, examples, and the task's means."""
+    import jax
+
+    from bert_jax.evaluate import means
+    from bert_jax.optimizer import learning_rate_schedule
+
+    metrics = jax.device_get(metrics)
+    values = means(metrics["sums"])
+    return {
+        "loss": sum(values.get(name, 0.0) for name in task.losses),
+        "learning_rate": float(learning_rate_schedule(config.optimizer, num_steps)(step - 1)),
+        "grad_norm": float(metrics["grad_norm"]),
+        "examples": float(metrics["sums"][task.losses[-1]][1]),
+        **values,
+    }
+
+
+def model_flops(config: Config, tokens: int) -> float:
+    """FLOPs that `tokens` real tokens need."""
+    from bert_jax import plan
+
+    data = config.data
+    full = plan.step_flops(config.model, 1, data.max_seq_len, data.gather_width, 1)
+    return full * tokens / data.max_seq_len
+
+
+if __name__ == "__main__":
+    run_command(main)

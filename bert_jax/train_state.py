@@ -1,0 +1,96 @@
+"""The training state (arrays only) and the one pure training step."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from bert_jax.sharding import constrain_batch, tree_shardings
+from bert_jax.tasks import Batch, Params, Sums, Task
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that a step changes. Data order and dropout follow from `step`, so they need no state of their own."""
+
+    step: jax.Array
+    params: Params
+    opt_state: Any
+
+
+def abstract_state(task: Task, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Shapes, types and shardings of the state; allocates nothing."""
+    state = jax.eval_shape(lambda: _new_state(task.init, optimizer, jax.random.key(0)))
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        state,
+        tree_shardings(state, mesh),
+    )
+
+
+def create_state(task: Task, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int) -> TrainState:
+    """First state, born sharded: no device ever holds more than its share."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(task, optimizer, mesh))
+    create = jax.jit(lambda key: _new_state(task.init, optimizer, key), out_shardings=shardings)
+    return create(jax.random.key(seed))
+
+
+def _new_state(init: Callable, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:
+    params = init(key)
+    return TrainState(jnp.zeros([], jnp.int32), params, optimizer.init(params))
+
+
+def split_batch(batch: Batch, parts: int) -> Batch:
+    """[B, ...] -> [parts, B / parts, ...], every part with rows of every device, so that no row moves."""
+    return jax.tree.map(lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+
+
+def gradients(task: Task, params: Params, batch: Batch, key: jax.Array, accumulate: int) -> tuple[Params, Sums]:
+    """Gradient of the mean loss over the global batch, and its metric sums, over `accumulate` micro-batches.
+
+    Each loss term is (global sum) / (global count): counts come first, from the weights of the whole batch, so
+    micro-batches with few targets weigh what they should (a mean of means would not).
+    """
+    counts = task.weights(batch)
+
+    def loss(params: Params, micro: Batch, key: jax.Array) -> tuple[jax.Array, Sums]:
+        sums = task.sums(params, micro, key)
+        return sum(sums[name][0] / jnp.maximum(counts[name], 1) for name in task.losses), sums
+
+    gradient = jax.grad(loss, has_aux=True)
+    if accumulate == 1:
+        return gradient(params, batch, key)
+
+    def add_micro(total: tuple[Params, Sums], indexed: tuple[jax.Array, Batch]) -> tuple[tuple[Params, Sums], None]:
+        index, micro = indexed
+        part = gradient(params, jax.tree.map(constrain_batch, micro), jax.random.fold_in(key, index))
+        return jax.tree.map(jnp.add, total, part), None
+
+    micros = split_batch(batch, accumulate)
+    shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], micros), key)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    total, _ = jax.lax.scan(add_micro, zeros, (jnp.arange(accumulate), micros))
+    return total
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+    accumulate: int = 1,
+) -> tuple[TrainState, dict[str, Any]]:
+    """One optimizer step. Pure: the dropout key is `fold_in(key, step)`.
+
+    Returns the next state and {"sums": Sums, "grad_norm": float32}.
+    """
+    grads, sums = gradients(task, state.params, batch, jax.random.fold_in(key, state.step), accumulate)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(state.step + 1, params, opt_state), {"sums": sums, "grad_norm": optax.global_norm(grads)}

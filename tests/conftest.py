@@ -1,0 +1,74 @@
+"""Eight simulated CPU devices for the whole suite, and small data sets made of real prose."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from bert_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
+from bert_jax.data.corpus import read_documents
+from bert_jax.data.prepare import prepare
+from bert_jax.data.tokenizer import load_tokenizer
+from bert_jax.data.tokenizer_training import train_tokenizer
+
+VOCAB_SIZE = 1000
+SEQ_LEN = 64
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """Keeps the suite out of the user's cache."""
+    os.environ["BERT_JAX_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> Path:
+    """About 1 MB of prose from the built-in documentation, one sentence or paragraph a line, blank between documents."""
+    path = tmp_path_factory.mktemp("corpus") / "prose.txt"
+    documents = itertools.islice(read_documents(["builtin"]), 400)
+    path.write_text("\n\n".join(document.text.replace("\n\n", "\n") for document in documents), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory, corpus) -> Path:
+    """A WordPiece vocabulary of that prose."""
+    folder = tmp_path_factory.mktemp("tokenizer") / "wordpiece"
+    texts = iter(corpus.read_text(encoding="utf-8").split("\n\n"))
+    train_tokenizer("wordpiece", texts, vocab_size=VOCAB_SIZE, lowercase=True, strip_accents=True).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tokenizer_folder):
+    """That vocabulary, loaded."""
+    return load_tokenizer(tokenizer_folder)
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory, corpus, tokenizer) -> Path:
+    """That prose as packed rows."""
+    folder = tmp_path_factory.mktemp("prepared") / "rows"
+    data = DataConfig(max_seq_len=SEQ_LEN, documents="blank-line", workers=1, eval_fraction=0.05)
+    prepare([str(corpus)], folder, tokenizer=tokenizer, data=data, report=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_config(prepared, tokenizer) -> Config:
+    """A pre-training run that takes seconds."""
+    return Config(
+        model=ModelConfig(
+            vocab_size=tokenizer.vocab_size, hidden_size=32, num_layers=2, num_heads=4, mlp_dim=64,
+            max_position_embeddings=SEQ_LEN,
+        ),
+        data=DataConfig(path=str(prepared), max_seq_len=SEQ_LEN),
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=10),
+        train=TrainConfig(global_batch_size=16, num_steps=20, log_every=1, save_every=10, eval_batches=2),
+    )
