@@ -217,8 +217,8 @@ def check_tree(folder: str, saved: dict[str, list], wanted: dict[str, list]) -> 
     for name in sorted(saved.keys() | wanted.keys()):
         if saved.get(name) != wanted.get(name):
             raise CheckpointError(
-                f"{folder}: {name} is {_array(saved.get(name))} in the checkpoint and {_array(wanted.get(name))} in this "
-                "configuration; use the configuration it was trained with, or --resume never"
+                f"{folder}: {name} is {_array(saved.get(name))} in the checkpoint and {_array(wanted.get(name))} in "
+                "this configuration; use the configuration it was trained with, or --resume never"
             )
 
 

@@ -232,6 +232,20 @@ def from_dict(values: dict[str, Any], kind: type = Config, prefix: str = "") -> 
     return kind(**parsed)
 
 
+def differences(before: Config, after: Config) -> list[str]:
+    """`section.field: old -> new` for what changes the course of a run (not how often it logs, saves or evaluates)."""
+    quiet = {"log_every", "eval_every", "eval_batches", "save_every", "keep", "init_from", "workers"}
+    found = []
+    for section, old in to_dict(before).items():
+        new = dataclasses.asdict(getattr(after, section))
+        found += [
+            f"{section}.{key}: {old[key]} -> {value}"
+            for key, value in new.items()
+            if old[key] != value and key not in quiet and section != "mesh"
+        ]
+    return found
+
+
 def adopt(run: ModelConfig, weights: ModelConfig) -> ModelConfig:
     """The architecture of `weights` with what a run may choose freely: numerics, dropout, memory for time."""
     free = ("dtype", "attention", "remat", "scan_unroll", "hidden_dropout", "attention_dropout")
@@ -245,7 +259,7 @@ def did_you_mean(word: str, known: typing.Iterable[str]) -> str:
 
 
 def faults(config: Config) -> list[str]:
-    """Everything wrong with a configuration that can be told without data and devices, as `key: fault, way out` lines."""
+    """Everything wrong with a configuration that can be told without data and devices: `key: fault, way out`."""
     model, data, optimizer, train = config.model, config.data, config.optimizer, config.train
     positive = {
         "model.vocab_size": model.vocab_size,
@@ -288,7 +302,8 @@ def faults(config: Config) -> list[str]:
         found.append(f"data.max_seq_len: {data.max_seq_len} leaves no room for a pair; take 8 or more")
     if optimizer.accumulate > 0 and train.global_batch_size % optimizer.accumulate:
         found.append(
-            f"train.global_batch_size: {train.global_batch_size} is not divisible by optimizer.accumulate {optimizer.accumulate}"
+            f"train.global_batch_size: {train.global_batch_size} is not divisible by "
+            f"optimizer.accumulate {optimizer.accumulate}"
         )
     if train.num_steps <= 0 and train.num_epochs <= 0:
         found.append("train.num_steps: set it, or train.num_epochs, above 0")

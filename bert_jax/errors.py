@@ -44,7 +44,7 @@ INTERRUPTED, PREEMPTED = 130, 143  # Ctrl-C and SIGTERM, in both cases after sav
 
 
 def run_command(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> None:
-    """Runs `main(argv)` and exits with its code; a known error becomes one line on stderr (a traceback with `--debug`)."""
+    """Runs `main(argv)` and exits with its code; a known error is one line on stderr (a traceback with `--debug`)."""
     argv = sys.argv[1:] if argv is None else argv
     try:
         code = main(argv) or 0

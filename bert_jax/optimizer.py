@@ -64,7 +64,7 @@ def build_optimizer(config: OptimizerConfig, num_steps: int, num_layers: int) ->
 
 
 def scale_by_uncorrected_adam(*, b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-    """Adam's direction from the raw moments, as in Google's BERT (`optimization.py`), which never corrects their bias."""
+    """Adam's direction from the raw moments: Google's BERT (`optimization.py`) never corrects their bias."""
 
     def init(params: Any) -> optax.ScaleByAdamState:
         zeros = optax.tree.zeros_like

@@ -127,9 +127,8 @@ def start_from(state: Any, model: Any) -> Any:
     params = {name: place(name) if name in loaded else array for name, array in ours.items()}
     heads = sorted({name.split("/")[0] for name in ours.keys() - loaded})
     ignored = sorted({name.split("/")[0] for name in theirs.keys() - loaded})
-    say(
-        f"weights: {len(loaded)} arrays loaded; new: {', '.join(heads) or 'none'}; not used: {', '.join(ignored) or 'none'}"
-    )
+    new, unused = (", ".join(names) or "none" for names in (heads, ignored))
+    say(f"weights: {len(loaded)} arrays loaded; new: {new}; not used: {unused}")
     return dataclasses.replace(state, params=unflatten(params))
 
 
@@ -142,6 +141,44 @@ def flatten_arrays(tree: Any) -> dict[str, Any]:
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
+def fill_in(config: Config, workdir: str, start: int | None) -> tuple[Config, Any]:
+    """Settles what data and starting weights decide (sizes, vocabulary, prepared folder), and loads those weights.
+
+    A run resumed at step `start` finds all of it in its own workdir: the weights it once started from may be gone.
+    """
+    from bert_jax import checkpoint, convert
+
+    starting, tokenizer, before = None, "", None
+    if start is not None:
+        before = checkpoint.read_manifest(os.path.join(checkpoint.checkpoints_folder(workdir), str(start))).config
+    if config.train.init_from:
+        if before is None:
+            starting = convert.load_model(config.train.init_from)
+            source, tokenizer = starting.config, starting.tokenizer
+        else:
+            source, tokenizer = before.model, os.path.join(workdir, "tokenizer")
+        config = dataclasses.replace(config, model=config_lib.adopt(config.model, source))
+    config = config_lib.validate(task_module(config).complete(config, tokenizer))
+    if before is not None and (changed := config_lib.differences(before, config)):
+        say(f"note: not as the checkpoint was trained: {'; '.join(changed)}")
+    return config, starting
+
+
+def export(config: Config, workdir: str, params: Any, task: Any, results: dict, step: int) -> None:
+    """Writes the model directory and `results.json`."""
+    import jax
+
+    from bert_jax import checkpoint, convert
+
+    if jax.process_index() != 0:
+        return
+    folder = os.path.join(workdir, "model")
+    convert.save_model(folder, jax.device_get(params), config.model, task.tokenizer, labels=task.labels, step=step)
+    summary = {"task": config.task.name, "step": step, "metrics": results, "seed": config.train.seed}
+    checkpoint.write_json(os.path.join(workdir, "results.json"), summary)
+    say(f"done: model in {folder}, results in {os.path.join(workdir, 'results.json')}")
+
+
 def train(config: Config, workdir: str, *, resume: str = "auto", debug: bool = False) -> int:
     """Runs a configuration to its end, or to the signal that stops it. Returns the exit code of DESIGN: 0, 130, 143.
 
@@ -149,10 +186,10 @@ def train(config: Config, workdir: str, *, resume: str = "auto", debug: bool = F
     """
     import jax
 
-    from bert_jax import checkpoint, convert, plan
+    from bert_jax import checkpoint, plan
     from bert_jax.data import pipeline
     from bert_jax.evaluate import evaluate, evaluator
-    from bert_jax.optimizer import build_optimizer, warmup_steps
+    from bert_jax.optimizer import build_optimizer, learning_rate_schedule, warmup_steps
     from bert_jax.progress import Progress
     from bert_jax.recorder import Clock, Recorder
     from bert_jax.sharding import batch_shards, global_batch, make_mesh
@@ -163,8 +200,8 @@ def train(config: Config, workdir: str, *, resume: str = "auto", debug: bool = F
     micro_batch = config.train.global_batch_size // config.optimizer.accumulate
     if micro_batch % batch_shards(mesh):
         raise ConfigError(
-            f"train.global_batch_size: {config.train.global_batch_size} / accumulate {config.optimizer.accumulate} is not "
-            f"divisible by the {batch_shards(mesh)} devices that share it; take a multiple"
+            f"train.global_batch_size: {config.train.global_batch_size} / accumulate {config.optimizer.accumulate} "
+            f"is not divisible by the {batch_shards(mesh)} devices that share it; take a multiple"
         )
     folder = checkpoint.checkpoints_folder(workdir)
     if resume == "never" and checkpoint.steps(folder):
@@ -173,26 +210,14 @@ def train(config: Config, workdir: str, *, resume: str = "auto", debug: bool = F
     if resume == "must" and start is None:
         raise checkpoint.CheckpointError(f"--resume must: {folder} holds no checkpoint")
 
-    # What the data and the starting weights decide is filled in here: sizes, vocabulary, prepared folder. A resumed
-    # run finds them in its own workdir, so the weights it once started from may be gone.
-    starting, tokenizer = None, ""
-    if config.train.init_from:
-        if start is None:
-            starting = convert.load_model(config.train.init_from)
-            source, tokenizer = starting.config, starting.tokenizer
-        else:
-            source = checkpoint.read_manifest(os.path.join(folder, str(start))).config.model
-            tokenizer = os.path.join(workdir, "tokenizer")
-        config = dataclasses.replace(config, model=config_lib.adopt(config.model, source))
-    config = config_lib.validate(task_module(config).complete(config, tokenizer))
+    config, starting = fill_in(config, workdir, start)
     task = task_module(config).build(config)
     num_steps = total_steps(config, task.rows)
     optimizer = build_optimizer(config.optimizer, num_steps, config.model.num_layers)
     if warmup_steps(config.optimizer, num_steps) >= num_steps:
-        say(f"note: warm-up of {config.optimizer.warmup_steps} steps is longer than the run of {num_steps}")
-    say(
-        f"{config.task.name}: {task.facts}; {num_steps:,} steps of {config.train.global_batch_size} on {mesh.size} devices"
-    )
+        say(f"note: optimizer.warmup_steps {config.optimizer.warmup_steps} is not below the run's {num_steps} steps")
+    size = f"{num_steps:,} steps of {config.train.global_batch_size} on {mesh.size} devices"
+    say(f"{config.task.name}: {task.facts}; {size}")
 
     os.makedirs(workdir, exist_ok=True)
     checkpoint.write_json(os.path.join(workdir, "config.json"), config_lib.to_dict(config))
@@ -200,9 +225,13 @@ def train(config: Config, workdir: str, *, resume: str = "auto", debug: bool = F
     task.tokenizer.save(os.path.join(workdir, "tokenizer"))
     if start is not None:
         checkpoint.set_aside(folder, start)
-    checkpoints = checkpoint.Checkpointer(folder, keep=config.train.keep)
 
-    with jax.set_mesh(mesh), contextlib.closing(checkpoints), stop_signals() as stop:
+    with (
+        jax.set_mesh(mesh),
+        contextlib.closing(checkpoint.Checkpointer(folder, keep=config.train.keep)) as checkpoints,
+        contextlib.closing(Recorder(workdir, start or 0)) as recorder,
+        stop_signals() as stop,
+    ):
         if start is not None:
             state = checkpoints.restore(start, abstract_state(task, optimizer, mesh))
             say(f"resumed at step {start:,}")
@@ -211,7 +240,7 @@ def train(config: Config, workdir: str, *, resume: str = "auto", debug: bool = F
             state = start_from(state, starting) if starting else state
         start = start or 0
 
-        recorder, clock = Recorder(workdir, start), Clock()
+        clock = Clock()
         key = jax.random.key(config.train.seed, impl="threefry2x32" if jax.default_backend() == "cpu" else "rbg")
         step_function = jax.jit(
             functools.partial(
@@ -220,13 +249,13 @@ def train(config: Config, workdir: str, *, resume: str = "auto", debug: bool = F
             donate_argnums=0,
         )
         evaluate_batch = evaluator(task)
-        peak = plan.peak_flops()
+        peak, schedule = plan.peak_flops(), learning_rate_schedule(config.optimizer, num_steps)
         progress = Progress("train", num_steps, "steps", start=start)
         pending = None  # metrics of the step before: fetched while the device works on the next
 
         def finish(pending: tuple[int, dict]) -> dict[str, float]:
             step, metrics = pending
-            values = record(task, metrics, config, num_steps, step)
+            values = record(task, metrics)
             if not abs(values["loss"]) < float("inf"):
                 raise NonFiniteLossError(
                     f"loss is {values['loss']} at step {step}; the newest checkpoint is before it; "
@@ -238,6 +267,7 @@ def train(config: Config, workdir: str, *, resume: str = "auto", debug: bool = F
             clock.examples += values.pop("examples")
             if step % config.train.log_every == 0 or step == num_steps:
                 seconds = clock.elapsed()
+                values["learning_rate"] = float(schedule(step - 1))
                 values["examples_per_second"] = clock.examples / seconds
                 values["real_tokens_per_second"] = clock.tokens / seconds
                 values["data_wait_fraction"] = min(1.0, clock.waited / seconds)
@@ -260,7 +290,7 @@ def train(config: Config, workdir: str, *, resume: str = "auto", debug: bool = F
                 say(f"step {step:,} {name}: " + ", ".join(f"{key} {value:.4f}" for key, value in results[name].items()))
             return results
 
-        results, saved, step = {}, start, start
+        settings, saved, step = config.train, start, start
         batches = pipeline.stream(task.train_batch, start, num_steps)
         while step < num_steps and not stop:
             began = time.perf_counter()
@@ -272,56 +302,43 @@ def train(config: Config, workdir: str, *, resume: str = "auto", debug: bool = F
             step += 1
             clock.tokens += int((batch["segment_ids"] > 0).sum()) * jax.process_count()
             pending = step, metrics
-            due = {"eval": config.train.eval_every, "save": config.train.save_every}
-            due = {what: every > 0 and step % every == 0 for what, every in due.items()}
-            if due["save"] or due["eval"] or stop or step == num_steps:
-                log(finish(pending), step)
+            evaluating, saving = (
+                every > 0 and step % every == 0 for every in (settings.eval_every, settings.save_every)
+            )
+            if (evaluating or saving) and step < num_steps:
+                log(finish(pending), step)  # a loss that is not finite must end the run before its state is saved
                 pending = None
                 with clock.excluding():
-                    if due["save"] or stop or step == num_steps:
+                    if evaluating:
+                        evaluate_all(step)
+                    if saving:
                         checkpoints.save(state, config=config, labels=task.labels)
                         saved = step
-                    if due["eval"] and step < num_steps:
-                        evaluate_all(step)
+        if pending is not None:
+            log(finish(pending), step)
         progress.close()
-
-        if stop:
-            checkpoints.wait()
-            recorder.close()
-            say(f"saved step {saved:,} in {folder}; the same command goes on from there")
-            return stop[0]
-
-        results = evaluate_all(num_steps)
-        recorder.close()
+        results = {} if stop else evaluate_all(step)
+        if saved < step or not checkpoint.steps(folder):
+            checkpoints.save(state, config=config, labels=task.labels)
         checkpoints.wait()
+        if stop:
+            say(f"saved step {step:,} in {folder}; the same command goes on from there")
+            return stop[0]
         checkpoint.verify(os.path.join(folder, str(num_steps)))
-        if jax.process_index() == 0:
-            convert.save_model(
-                os.path.join(workdir, "model"),
-                jax.device_get(state.params),
-                config.model,
-                task.tokenizer,
-                labels=task.labels,
-                step=num_steps,
-            )
-            summary = {"task": config.task.name, "step": num_steps, "metrics": results, "seed": config.train.seed}
-            checkpoint.write_json(os.path.join(workdir, "results.json"), summary)
-    say(f"done: model in {os.path.join(workdir, 'model')}, results in {os.path.join(workdir, 'results.json')}")
+        export(config, workdir, state.params, task, results, num_steps)
     return 0
 
 
-def record(task: Any, metrics: dict[str, Any], config: Config, num_steps: int, step: int) -> dict[str, float]:
-    """Device metrics of a step -> plain numbers: loss, learning_rate, grad_norm, examples, and the task's means."""
+def record(task: Any, metrics: dict[str, Any]) -> dict[str, float]:
+    """Device metrics of a step -> plain numbers: loss, grad_norm, examples, and the task's means."""
     import jax
 
     from bert_jax.evaluate import means
-    from bert_jax.optimizer import learning_rate_schedule
 
     metrics = jax.device_get(metrics)
     values = means(metrics["sums"])
     return {
         "loss": sum(values.get(name, 0.0) for name in task.losses),
-        "learning_rate": float(learning_rate_schedule(config.optimizer, num_steps)(step - 1)),
         "grad_norm": float(metrics["grad_norm"]),
         "examples": float(metrics["sums"][task.losses[-1]][1]),
         **values,

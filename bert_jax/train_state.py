@@ -93,4 +93,4 @@ def train_step(
     grads, sums = gradients(task, state.params, batch, jax.random.fold_in(key, state.step), accumulate)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, opt_state), {"sums": sums, "grad_norm": optax.global_norm(grads)}
+    return TrainState(state.step + 1, params, opt_state), {"sums": sums, "grad_norm": optax.tree.norm(grads)}

@@ -29,7 +29,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory) -> Path:
-    """About 1 MB of prose from the built-in documentation, one sentence or paragraph a line, blank between documents."""
+    """About 1 MB of the built-in documentation: one paragraph a line, blank lines between documents."""
     path = tmp_path_factory.mktemp("corpus") / "prose.txt"
     documents = itertools.islice(read_documents(["builtin"]), 400)
     path.write_text("\n\n".join(document.text.replace("\n\n", "\n") for document in documents), encoding="utf-8")
@@ -65,7 +65,11 @@ def small_config(prepared, tokenizer) -> Config:
     """A pre-training run that takes seconds."""
     return Config(
         model=ModelConfig(
-            vocab_size=tokenizer.vocab_size, hidden_size=32, num_layers=2, num_heads=4, mlp_dim=64,
+            vocab_size=tokenizer.vocab_size,
+            hidden_size=32,
+            num_layers=2,
+            num_heads=4,
+            mlp_dim=64,
             max_position_embeddings=SEQ_LEN,
         ),
         data=DataConfig(path=str(prepared), max_seq_len=SEQ_LEN),

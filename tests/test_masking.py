@@ -27,9 +27,7 @@ def rows(count: int, seed: int = 0) -> np.ndarray:
 
 def mask(ids, whole_words=False, key=(0, 0), **more):
     width = 24 if whole_words else 20
-    return mask_tokens(
-        ids, vocabulary=vocabulary(whole_words), mask_rate=0.15, gather_width=width, key=key, **more
-    )
+    return mask_tokens(ids, vocabulary=vocabulary(whole_words), mask_rate=0.15, gather_width=width, key=key, **more)
 
 
 @pytest.mark.parametrize("whole_words", [False, True])

@@ -197,5 +197,5 @@ def stream(make_batch: Callable[[int], Batch], start: int, stop: int, *, ahead: 
     try:
         for arrays in dataset.prefetch(ahead).as_numpy_iterator():
             yield dict(zip(names, arrays, strict=True))
-    except tf.errors.OpError:
-        raise failures[0] if failures else None
+    except tf.errors.OpError as error:
+        raise (failures[0] if failures else error) from None

@@ -128,7 +128,8 @@ def featurize(
     for example in examples if labels else ():
         if example.label not in number:
             raise DataError(
-                f"{path}: line {example.line}: label {example.label!r} is not among the training labels {', '.join(labels)}"
+                f"{path}: line {example.line}: label {example.label!r} is not among the training labels "
+                f"{', '.join(labels)}"
             )
     first = tokenizer.encode_batch([example.text for example in examples])
     second = tokenizer.encode_batch([example.pair or "" for example in examples])
@@ -245,8 +246,8 @@ def build(config: Config) -> Task:
     tokenizer = load_tokenizer(config.data.tokenizer)
     if tokenizer.vocab_size > config.model.vocab_size:
         raise ConfigError(
-            f"model.vocab_size: {config.model.vocab_size}, but {config.data.tokenizer} has {tokenizer.vocab_size} pieces; "
-            f"set --model.vocab-size {tokenizer.vocab_size}"
+            f"model.vocab_size: {config.model.vocab_size}, but {config.data.tokenizer} has {tokenizer.vocab_size} "
+            f"pieces; set --model.vocab-size {tokenizer.vocab_size}"
         )
     examples = draw(read_examples(task.train, task), task.max_train_examples, config.train.seed)
     labels = label_names(task.train, examples)

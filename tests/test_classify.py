@@ -1,0 +1,200 @@
+"""Labels from tables: reading, truncation, batches, and a run that learns from pre-trained weights."""
+
+import dataclasses
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bert_jax import metrics
+from bert_jax.config import Config, DataConfig, OptimizerConfig, TaskConfig, TrainConfig
+from bert_jax.errors import ConfigError, DataError
+from bert_jax.tasks import classify
+from bert_jax.train import train
+
+GOOD, BAD = ["good", "great", "useful"], ["bad", "wrong", "error"]
+
+
+def write_rows(path: Path, rows, columns=("text", "label")) -> str:
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(dict(zip(columns, row, strict=True))) + "\n" for row in rows))
+    else:
+        sep = "\t" if path.suffix == ".tsv" else ","
+        path.write_text("\n".join(sep.join(row) for row in (columns, *rows)) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def labelled(count: int, seed: int):
+    rng = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        label = rng.choice(["no", "yes"])
+        words = ["the", "function", rng.choice(GOOD if label == "yes" else BAD), "is", rng.choice(["here", "there"])]
+        rng.shuffle(words)
+        rows.append((" ".join(words), label))
+    return rows
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tables")
+    return {
+        part: write_rows(folder / f"{part}.csv", labelled(count, seed))
+        for seed, (part, count) in enumerate({"train": 200, "dev": 61, "test": 40}.items())
+    }
+
+
+@pytest.fixture(scope="module")
+def pretrained(small_config, tmp_path_factory):
+    """A pre-trained workdir of few steps."""
+    workdir = tmp_path_factory.mktemp("pretrained") / "run"
+    train(small_config, str(workdir))
+    return workdir
+
+
+def finetune(tables, **more) -> Config:
+    return Config(
+        data=DataConfig(max_seq_len=64),
+        task=TaskConfig(name="classify", **tables),
+        optimizer=OptimizerConfig(learning_rate=3e-3, warmup_fraction=0.1),
+        train=TrainConfig(global_batch_size=16, num_epochs=5, log_every=5, **more),
+    )
+
+
+def test_from_pretrained_weights_to_results(tables, pretrained, tmp_path):
+    workdir = tmp_path / "run"
+    assert train(finetune(tables, init_from=str(pretrained)), str(workdir)) == 0
+    results = json.loads((workdir / "results.json").read_text())
+    assert results["task"] == "classify"
+    assert results["step"] == round(5 * 200 / 16)
+    assert set(results["metrics"]) == {"dev", "test"}
+    assert results["metrics"]["dev"]["accuracy"] > 0.9
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["learning_rate"] > 0 and rows[0]["step"] == 5  # the schedule starts at step 0, not where W stopped
+    assert any("eval/accuracy" in row for row in rows)
+    lines = (workdir / "predictions" / "test.tsv").read_text().splitlines()
+    assert len(lines) == 41
+    right = np.mean([line.split("\t")[1] == line.split("\t")[3] for line in lines[1:]])
+    assert right == pytest.approx(results["metrics"]["test"]["accuracy"])
+    saved = json.loads((workdir / "config.json").read_text())
+    assert saved["model"]["hidden_size"] == 32  # taken from the weights
+
+
+def test_from_scratch_needs_a_tokenizer(tables, small_config, tokenizer_folder, tmp_path):
+    config = dataclasses.replace(finetune(tables), model=small_config.model)
+    with pytest.raises(ConfigError, match="data.tokenizer"):
+        train(config, str(tmp_path / "none"))
+    config = dataclasses.replace(config, data=DataConfig(max_seq_len=64, tokenizer=str(tokenizer_folder)))
+    assert train(config, str(tmp_path / "scratch")) == 0
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl"])
+def test_the_three_kinds_of_table_read_alike(tmp_path, ending):
+    path = write_rows(tmp_path / f"t.{ending}", [("one text", "a"), ("another", "b")])
+    found = classify.read_examples(path, TaskConfig())
+    assert [(example.text, example.label) for example in found] == [("one text", "a"), ("another", "b")]
+
+
+def test_quirks_of_real_tables(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_bytes('\ufefftext,label\r\n"two\nlines, and a comma",1\r\nplain,0\r\n'.encode())
+    found = classify.read_examples(str(path), TaskConfig())
+    assert [example.text for example in found] == ["two\nlines, and a comma", "plain"]
+    tsv = tmp_path / "t.tsv"
+    tsv.write_text('text\tlabel\nan "unbalanced quote\t1\nfine\t0\n')
+    assert classify.read_examples(str(tsv), TaskConfig())[0].text == 'an "unbalanced quote'
+
+
+BAD_TABLES = {
+    "no such column": ("t.csv", b"sentence,label\nx,1\ny,0\n", r"line 2: no column 'text'"),
+    "too few columns": ("t.tsv", b"text\tlabel\nonly text\n", "line 2: not as many columns"),
+    "too many columns": ("t.csv", b"text,label\na,1,extra\n", "line 2: not as many columns"),
+    "empty label": ("t.csv", b"text,label\nx,\n", "line 2: empty label"),
+    "no rows": ("t.csv", b"text,label\n", "no examples"),
+    "one class": ("t.csv", b"text,label\nx,1\ny,1\n", "every example has the label '1'"),
+    "not UTF-8": ("t.csv", b"text,label\ncaf\xe9,1\n", "not UTF-8"),
+    "not JSON": ("t.jsonl", b'{"text": "x", "label": 1}\n{"text"\n', "line 2: not JSON"),
+    "a list": ("t.jsonl", b"[1, 2]\n", "line 1: a JSON object"),
+    "open quote": ("t.csv", b'text,label\n"never closed,1\n', "line"),
+    "unknown ending": ("t.txt", b"x", "ending"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_TABLES)
+def test_bad_tables_end_in_one_line(tmp_path, name, tokenizer_folder, small_config):
+    file, content, message = BAD_TABLES[name]
+    (tmp_path / file).write_bytes(content)
+    config = dataclasses.replace(
+        finetune({"train": str(tmp_path / file)}),
+        model=small_config.model,
+        data=DataConfig(max_seq_len=64, tokenizer=str(tokenizer_folder)),
+    )
+    with pytest.raises(DataError, match=message) as error:
+        train(config, str(tmp_path / "run"))
+    assert file in str(error.value)
+
+
+def test_a_label_only_in_dev_names_file_and_line(tables, tmp_path, tokenizer_folder, small_config):
+    dev = write_rows(tmp_path / "dev.csv", [("x", "yes"), ("y", "perhaps")])
+    config = dataclasses.replace(
+        finetune({**tables, "dev": dev}),
+        model=small_config.model,
+        data=DataConfig(max_seq_len=64, tokenizer=str(tokenizer_folder)),
+    )
+    with pytest.raises(DataError, match=r"dev.csv: line 3: label 'perhaps'"):
+        train(config, str(tmp_path / "run"))
+
+
+def loop_truncation(first, second, room):
+    """Google's way: one piece at a time off the longer list."""
+    first, second = list(first), list(second)
+    while len(first) + len(second) > room:
+        (first if len(first) > len(second) else second).pop()
+    return first, second
+
+
+def test_truncation_is_the_loop_s():
+    for a in range(0, 14):
+        for b in range(0, 14):
+            for room in range(0, 15):
+                lists = list(range(a)), list(range(b))
+                assert classify.truncate_pair(*lists, room) == loop_truncation(*lists, room), (a, b, room)
+
+
+def test_features_are_single_and_pair_inputs(tokenizer):
+    examples = [
+        classify.Example("the function", None, "1", 2),
+        classify.Example("the function", "returns a value " * 40, "0", 3),
+    ]
+    features = classify.featurize(examples, tokenizer, 32, ("0", "1"), "t.csv")
+    encoding = tokenizer.encode("the function")
+    assert features.ids[0].tolist() == encoding.ids and not features.type_ids[0].any()
+    assert len(features.ids[1]) == 32 and features.ids[1][-1] == tokenizer.sep_id
+    assert features.type_ids[1].tolist() == sorted(features.type_ids[1].tolist())
+    assert features.labels.tolist() == [1, 0]
+
+
+def test_batches_are_padded_to_few_lengths_and_empty_rows_weigh_nothing(tokenizer):
+    examples = [classify.Example("word " * n, None, "a", n) for n in (3, 50, 10)]
+    features = classify.featurize(examples, tokenizer, 64, None, "t.csv")
+    batch = classify.collate(features, np.array([0, 2, -1, -1]), slice(0, 4), tokenizer.pad_id, 64)
+    assert batch["input_ids"].shape == (4, 32)
+    assert batch["label_weights"].tolist() == [1, 1, 0, 0]
+    assert not batch["segment_ids"][2:].any()
+    share = classify.collate(features, np.array([0, 1]), slice(0, 1), tokenizer.pad_id, 64)
+    assert share["input_ids"].shape == (1, 64)  # as long as the whole batch needs
+
+
+def test_label_order_is_numeric_then_alphabetic():
+    examples = [classify.Example("x", None, label, 0) for label in ("10", "2", "b", "a", "2")]
+    assert classify.label_names("t", examples) == ("2", "10", "a", "b")
+
+
+def test_metrics_are_the_field_s():
+    predictions, labels = np.array([1, 1, 0, 0, 1]), np.array([1, 0, 0, 1, 1])
+    assert metrics.accuracy(predictions, labels) == pytest.approx(0.6)
+    assert metrics.f1(predictions, labels) == pytest.approx(2 / 3)
+    assert metrics.f1(np.zeros(5, int), labels) == 0.0
+    assert metrics.macro_f1(predictions, labels, 2) == pytest.approx((2 / 3 + 0.5) / 2)

@@ -1,0 +1,120 @@
+"""One table of PartitionSpecs: the same loss and the same new parameters on every mesh, state born sharded."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from bert_jax.config import MeshConfig, ModelConfig, OptimizerConfig
+from bert_jax.data import pipeline
+from bert_jax.data.prepare import load_manifest
+from bert_jax.errors import ConfigError
+from bert_jax.optimizer import build_optimizer
+from bert_jax.sharding import PARTITION_RULES, global_batch, make_mesh, partition_spec
+from bert_jax.tasks import pretrain
+from bert_jax.train_state import create_state, train_step
+
+MESHES = [(1, 1, 1), (2, 2, 2), (8, 1, 1), (1, 8, 1), (4, 1, 2), (1, 4, 2)]
+
+
+def build(small_config, mesh, optimizer=None, **model):
+    """The task and a mesh over as many devices as it needs."""
+    config = dataclasses.replace(small_config, model=dataclasses.replace(small_config.model, **model))
+    task = pretrain.build(config)
+    devices = jax.devices()[: int(np.prod(mesh))]
+    return task, build_optimizer(optimizer or config.optimizer, 20, 2), make_mesh(MeshConfig(*mesh), devices)
+
+
+def run(small_config, shape, *, steps=2, accumulate=1, optimizer=None):
+    task, optimizer, mesh = build(small_config, shape, optimizer)
+    step = jax.jit(
+        functools.partial(train_step, task=task, optimizer=optimizer, key=jax.random.key(5), accumulate=accumulate),
+        donate_argnums=0,
+    )
+    losses = []
+    with jax.set_mesh(mesh):
+        state = create_state(task, optimizer, mesh, seed=0)
+        for number in range(steps):
+            state, metrics = step(state, global_batch(task.train_batch(number), mesh))
+            losses.append([float(total / count) for total, count in metrics["sums"].values()])
+    return np.array(losses), jax.device_get(state.params)
+
+
+@pytest.fixture(scope="module")
+def single(small_config):
+    return run(small_config, (1, 1, 1))
+
+
+@pytest.mark.parametrize("shape", MESHES[1:], ids=str)
+def test_same_loss_and_parameters_on_every_mesh(small_config, single, shape):
+    """Dropout is on: its masks do not depend on the mesh either."""
+    losses, params = run(small_config, shape)
+    np.testing.assert_allclose(losses, single[0], rtol=1e-5)
+    for one, other in zip(jax.tree.leaves(params), jax.tree.leaves(single[1]), strict=True):
+        np.testing.assert_allclose(one, other, atol=5e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)], ids=str)
+def test_accumulation_is_one_large_batch(small_config, shape):
+    """Without dropout, since each micro-batch draws its own; counts differ between micro-batches, the mean does not."""
+    model = dataclasses.replace(small_config.model, hidden_dropout=0.0, attention_dropout=0.0)
+    config = dataclasses.replace(small_config, model=model)
+    whole, params = run(config, (1, 1, 1))
+    parts, params_parts = run(config, shape, accumulate=2)
+    np.testing.assert_allclose(parts, whole, rtol=1e-5)
+    for one, other in zip(jax.tree.leaves(params_parts), jax.tree.leaves(params), strict=True):
+        np.testing.assert_allclose(one, other, atol=5e-6)
+
+
+@pytest.mark.parametrize("optimizer", [{"name": "lamb"}, {"layer_decay": 0.9}], ids=str)
+def test_other_optimizers_shard_alike(small_config, optimizer):
+    chosen = OptimizerConfig(learning_rate=1e-3, warmup_steps=2, **optimizer)
+    one, other = (run(small_config, shape, optimizer=chosen) for shape in ((1, 1, 1), (2, 2, 2)))
+    np.testing.assert_allclose(one[0], other[0], rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(one[1]), jax.tree.leaves(other[1]), strict=True):
+        np.testing.assert_allclose(a, b, atol=5e-6)
+
+
+def test_state_is_born_sharded_and_optimizer_moments_like_their_parameters(small_config):
+    task, optimizer, mesh = build(small_config, (2, 2, 2))
+    with jax.set_mesh(mesh):
+        state = create_state(task, optimizer, mesh, seed=0)
+    kernel = state.params["layers"]["mlp"]["wi"]["kernel"]
+    assert kernel.addressable_shards[0].data.size == kernel.size // 4  # fsdp x tensor
+    table = state.params["embeddings"]["token_embedding"]
+    assert table.addressable_shards[0].data.shape == (table.shape[0] // 4, table.shape[1])
+    moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.shape == kernel.shape]
+    assert moments and all(moment.sharding == kernel.sharding for moment in moments)
+
+
+def test_every_parameter_matches_a_rule_and_every_rule_a_parameter():
+    shapes = jax.eval_shape(lambda: pretrain.init(ModelConfig(), jax.random.key(0)))
+    names = ["/".join(key.key for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)]
+    used = {partition_spec(name, 9) for name in names}
+    assert used == {spec for _, spec in PARTITION_RULES}
+
+
+def test_mesh_sizes_are_checked():
+    assert dict(make_mesh(MeshConfig()).shape) == {"data": 8, "fsdp": 1, "tensor": 1}
+    assert dict(make_mesh(MeshConfig(data=2, fsdp=-1, tensor=2)).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    for wrong in (MeshConfig(data=3), MeshConfig(fsdp=3), MeshConfig(data=16)):
+        with pytest.raises(ConfigError, match="8 devices"):
+            make_mesh(wrong)
+
+
+def test_no_step_of_the_compiler_replicates_by_force(small_config, capfd):
+    """XLA says "Involuntary full rematerialization" when it cannot follow the shardings."""
+    run(small_config, (2, 2, 2), steps=1)
+    assert "rematerialization" not in capfd.readouterr().err
+
+
+def test_the_global_batch_is_split_over_data_and_fsdp(prepared, tokenizer, small_config):
+    rows = pipeline.open_rows(prepared, load_manifest(prepared), "train")
+    vocabulary = pipeline.masking_vocabulary(tokenizer, whole_words=False)
+    batch = pipeline.train_batch(rows, vocabulary, small_config.data, 16, 0)
+    mesh = make_mesh(MeshConfig(data=4, fsdp=1, tensor=2))
+    placed = global_batch(batch, mesh)["input_ids"]
+    assert placed.addressable_shards[0].data.shape[0] == 4
+    np.testing.assert_array_equal(placed, batch["input_ids"])

@@ -1,0 +1,211 @@
+"""The loop end to end: resume bit for bit, stop on signals, learn, and leave what the contract says."""
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from bert_jax import checkpoint
+from bert_jax.config import ModelConfig, OptimizerConfig, TrainConfig
+from bert_jax.data import pipeline
+from bert_jax.data.prepare import load_manifest
+from bert_jax.errors import CheckpointError, ConfigError, NonFiniteLossError
+from bert_jax.train import train
+
+STEPS = 200
+
+
+def metrics_of(workdir) -> list[dict]:
+    return [json.loads(line) for line in (Path(workdir) / "metrics.jsonl").read_text().splitlines()]
+
+
+def final_params(workdir) -> dict:
+    folder = checkpoint.checkpoints_folder(workdir)
+    return checkpoint.load_params(os.path.join(folder, str(checkpoint.steps(folder)[0])))[0]
+
+
+def command(workdir, config, *more) -> list[str]:
+    """The command line of a run in a process of its own, on one device."""
+    flags = [
+        f"--model.{name}={getattr(config.model, name)}"
+        for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "mlp_dim", "max_position_embeddings")
+    ]
+    flags += [f"--data.path={config.data.path}", f"--data.max_seq_len={config.data.max_seq_len}"]
+    flags += [f"--train.num_steps={STEPS}", "--train.global_batch_size=16", "--train.log_every=1"]
+    flags += ["--train.save_every=20", "--train.eval_batches=2"]
+    tiny = Path(__file__).parent.parent / "configs" / "tiny.py"
+    return [sys.executable, "-m", "bert_jax.train", "--config", str(tiny), "--workdir", str(workdir), *flags, *more]
+
+
+def start(workdir, config, *more) -> subprocess.Popen:
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    return subprocess.Popen(
+        command(workdir, config, *more),
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+    )
+
+
+def signal_at(process, workdir, step, number) -> tuple[int, str]:
+    """Sends a signal once `step` stands in metrics.jsonl; returns exit code and stderr."""
+    path = Path(workdir) / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (path.exists() and f'"step": {step},' in path.read_text()):
+        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
+        time.sleep(0.002)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=120)
+    return process.returncode, errors
+
+
+def test_stopped_three_times_and_resumed_is_bit_identical(small_config, tmp_path):
+    """Ctrl-C, SIGTERM and kill -9 against an uninterrupted run: every step's row and the final parameters."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    uninterrupted = start(whole, small_config)
+    assert signal_at(start(broken, small_config), broken, 37, signal.SIGINT)[0] == 130
+    code, errors = signal_at(start(broken, small_config), broken, 75, signal.SIGTERM)
+    assert code == 143 and "resumed at step" in errors and "saved step" in errors
+    assert signal_at(start(broken, small_config), broken, 131, signal.SIGKILL)[0] == -signal.SIGKILL
+    last = start(broken, small_config, "--resume", "must")
+    _, errors = last.communicate(timeout=120)
+    assert last.returncode == 0, errors
+    assert "resumed at step 120" in errors or "resumed at step 1" in errors
+    _, errors = uninterrupted.communicate(timeout=120)
+    assert uninterrupted.returncode == 0, errors
+
+    exact = ("step", "loss", "learning_rate", "grad_norm", "masked_lm_loss", "next_sentence_accuracy")
+    rows = {
+        name: [tuple(row[key] for key in exact) for row in metrics_of(name) if "loss" in row]
+        for name in (whole, broken)
+    }
+    assert [row[0] for row in rows[whole]] == list(range(1, STEPS + 1))
+    assert rows[broken] == rows[whole]
+    for one, other in zip(jax.tree.leaves(final_params(whole)), jax.tree.leaves(final_params(broken)), strict=True):
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+    assert json.loads((whole / "results.json").read_text()) == json.loads((broken / "results.json").read_text())
+
+
+def test_a_run_leaves_what_the_contract_says(small_config, tmp_path):
+    workdir = tmp_path / "run"
+    assert train(small_config, str(workdir)) == 0
+    for name in (
+        "config.json",
+        "env.json",
+        "metrics.jsonl",
+        "tb",
+        "checkpoints/20",
+        "model/model.safetensors",
+        "model/config.json",
+        "model/vocab.txt",
+        "model/tokenizer_config.json",
+        "results.json",
+    ):
+        assert (workdir / name).exists(), name
+    row = next(row for row in metrics_of(workdir) if row["step"] == 20 and "loss" in row)
+    for key in (
+        "step",
+        "loss",
+        "learning_rate",
+        "grad_norm",
+        "examples_per_second",
+        "real_tokens_per_second",
+        "data_wait_fraction",
+        "masked_lm_loss",
+        "masked_lm_accuracy",
+        "next_sentence_loss",
+        "next_sentence_accuracy",
+    ):
+        assert math.isfinite(row[key]), key
+    evaluation = next(row for row in metrics_of(workdir) if "eval/masked_lm_loss" in row)
+    results = json.loads((workdir / "results.json").read_text())
+    assert results["task"] == "pretrain" and results["step"] == 20 and results["seed"] == 0
+    assert results["metrics"]["eval"]["masked_lm_loss"] == evaluation["eval/masked_lm_loss"]
+    # A finished run has nothing left to do, and says the same again.
+    assert train(small_config, str(workdir)) == 0
+    assert json.loads((workdir / "results.json").read_text()) == results
+    with pytest.raises(ConfigError, match="--resume never"):
+        train(small_config, str(workdir), resume="never")
+    # A damaged newest step is left out, set aside, and made again.
+    file = next(path for path in (workdir / "checkpoints" / "20").rglob("d/*") if path.is_file())
+    file.write_bytes(file.read_bytes()[:-1])
+    assert train(small_config, str(workdir)) == 0
+    assert json.loads((workdir / "results.json").read_text()) == results
+    assert (workdir / "checkpoints" / "20.unusable").is_dir()
+
+
+def test_resume_must_find_something(small_config, tmp_path):
+    with pytest.raises(CheckpointError, match="--resume must"):
+        train(small_config, str(tmp_path / "empty"), resume="must")
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_without_saving_it(small_config, tmp_path):
+    hot = dataclasses.replace(
+        small_config, optimizer=OptimizerConfig(learning_rate=1e20, warmup_steps=0, clip_norm=0.0, schedule="constant")
+    )
+    with pytest.raises(NonFiniteLossError, match="loss is (nan|inf)"):
+        train(hot, str(tmp_path / "hot"))
+    for step in checkpoint.steps(checkpoint.checkpoints_folder(tmp_path / "hot")):
+        params = checkpoint.load_params(str(tmp_path / "hot" / "checkpoints" / str(step)))[0]
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize("change", [{"global_batch_size": 12}, {"global_batch_size": 20}], ids=str)
+def test_a_batch_that_devices_cannot_share(small_config, tmp_path, change):
+    config = dataclasses.replace(small_config, train=dataclasses.replace(small_config.train, **change))
+    with pytest.raises(ConfigError, match="train.global_batch_size.*8 devices"):
+        train(config, str(tmp_path / "run"))
+
+
+def test_rows_that_do_not_fit_the_configuration(small_config, tmp_path):
+    for section, change in (("model", {"vocab_size": 500}), ("data", {"max_seq_len": 32})):
+        config = dataclasses.replace(
+            small_config, **{section: dataclasses.replace(getattr(small_config, section), **change)}
+        )
+        with pytest.raises(ConfigError, match=f"{section}.{next(iter(change))}"):
+            train(config, str(tmp_path / "run"))
+
+
+def unigram_loss(prepared, small_config, tokenizer) -> float:
+    """Mean negative log-probability of the held-out targets under the token frequencies of the training rows."""
+    manifest = load_manifest(prepared)
+    rows, held_out = (pipeline.open_rows(prepared, manifest, split) for split in ("train", "eval"))
+    vocabulary = pipeline.masking_vocabulary(tokenizer, whole_words=False)
+    ids = rows.read(np.arange(len(rows)))["input_ids"].ravel()
+    counts = np.bincount(ids, minlength=tokenizer.vocab_size)[: tokenizer.vocab_size] + 1.0
+    counts[~vocabulary.regular] = 0
+    frequency = counts / counts.sum()
+    batches = list(pipeline.eval_batches(held_out, vocabulary, small_config.data, 64))
+    targets = np.concatenate([batch["masked_lm_ids"][batch["masked_lm_weights"] > 0] for batch in batches])
+    return float(-np.log(frequency[targets]).mean())
+
+
+def test_it_learns_more_than_token_frequencies(small_config, prepared, tokenizer, tmp_path):
+    config = dataclasses.replace(
+        small_config,
+        model=ModelConfig(
+            vocab_size=tokenizer.vocab_size,
+            hidden_size=128,
+            num_layers=2,
+            num_heads=2,
+            mlp_dim=512,
+            max_position_embeddings=64,
+            hidden_dropout=0.0,
+            attention_dropout=0.0,
+        ),
+        optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=50),
+        train=TrainConfig(global_batch_size=32, num_steps=500, log_every=50),
+    )
+    assert train(config, str(tmp_path / "run")) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["metrics"]["eval"]["masked_lm_loss"] < unigram_loss(prepared, small_config, tokenizer) - 0.1
