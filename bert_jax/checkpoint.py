@@ -17,16 +17,16 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax
 import numpy as np
 
 from bert_jax import config as config_lib
 from bert_jax.config import Config
 from bert_jax.errors import CheckpointError, run_command
-from bert_jax.sharding import path_name
-from bert_jax.train_state import TrainState
+
+if TYPE_CHECKING:
+    from bert_jax.train_state import TrainState
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -56,6 +56,10 @@ def steps(folder: str) -> list[int]:
 
 def describe_tree(tree: Any) -> dict[str, list]:
     """path -> [shape, dtype] of every array."""
+    import jax
+
+    from bert_jax.sharding import path_name
+
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {path_name(path): [list(leaf.shape), np.dtype(leaf.dtype).name] for path, leaf in leaves}
 
@@ -155,7 +159,7 @@ class Checkpointer:
         self._finisher: threading.Thread | None = None
         self._failure: BaseException | None = None
 
-    def save(self, state: TrainState, *, config: Config, labels: tuple[str, ...] = ()) -> None:
+    def save(self, state: "TrainState", *, config: Config, labels: tuple[str, ...] = ()) -> None:
         """Copies the state off the devices, then writes it while training goes on."""
         self.wait()
         step = int(state.step)
@@ -175,6 +179,8 @@ class Checkpointer:
         self._finisher.start()
 
     def _finish(self, step: int, values: dict[str, Any]) -> None:
+        import jax
+
         try:
             self._manager.wait_until_finished()
             if jax.process_index() == 0:
@@ -193,8 +199,10 @@ class Checkpointer:
             failure, self._failure = self._failure, None
             raise failure
 
-    def restore(self, step: int, abstract: TrainState) -> TrainState:
+    def restore(self, step: int, abstract: "TrainState") -> "TrainState":
         """The state of a verified step, laid out as `abstract` says. Raises CheckpointError if the trees differ."""
+        from bert_jax.train_state import TrainState
+
         items = {"params": abstract.params, "train": {"step": abstract.step, "opt_state": abstract.opt_state}}
         folder = os.path.join(self._folder, str(step))
         check_tree(folder, read_manifest(folder).tree, describe_tree(items))

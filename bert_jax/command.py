@@ -54,8 +54,9 @@ def load_config(path: str) -> Config:
 
 def parse_command(argv: list[str]) -> Command:
     """Command line -> settings. Raises ConfigError (one line) on a wrong flag or value; `--help` prints and exits."""
-    path = next((argv[i + 1] for i, word in enumerate(argv[:-1]) if word == "--config"), None)
-    path = path or next((word.split("=", 1)[1] for word in argv if word.startswith("--config=")), None)
+    paths = [argv[i + 1] for i, word in enumerate(argv[:-1]) if word == "--config"]
+    paths += [word.split("=", 1)[1] for word in argv if word.startswith("--config=")]
+    path = paths[-1] if paths else None
     asks_help = any(word in ("-h", "--help") for word in argv)
     if path is None and not asks_help:
         raise ConfigError("--config: name a file, such as configs/tiny.py")

@@ -186,7 +186,7 @@ def _to_settings(config: ModelConfig, tokenizer: Tokenizer, labels: tuple[str, .
 def _from_settings(path: str) -> tuple[ModelConfig, dict[str, Any]]:
     try:
         with open(path, encoding="utf-8") as file:
-            settings = json.load(file)
+            settings = dict(json.load(file))
         config = ModelConfig(**{ours: settings[theirs] for ours, theirs in SETTING_NAMES.items() if theirs in settings})
     except (ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: not a configuration ({error})") from error
@@ -197,11 +197,12 @@ def parameter_shapes(config: ModelConfig, num_labels: int = 0) -> dict[str, tupl
     """path -> shape of encoder, pooler, both pre-training heads and, with labels, the classifier."""
     import jax
 
+    from bert_jax.sharding import path_name
     from bert_jax.tasks import classify, pretrain
 
     key = jax.random.key(0)
     tree = jax.eval_shape(lambda: pretrain.init(config, key) | classify.init(config, max(1, num_labels), key))
-    flat = {checkpoint.path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    flat = {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
     return {path: shape for path, shape in flat.items() if num_labels or not path.startswith("classifier/")}
 
 

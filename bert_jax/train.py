@@ -18,7 +18,7 @@ from typing import Any
 from bert_jax import config as config_lib
 from bert_jax.command import parse_command
 from bert_jax.config import Config
-from bert_jax.errors import INTERRUPTED, PREEMPTED, ConfigError, NonFiniteLossError, run_command
+from bert_jax.errors import INTERRUPTED, PREEMPTED, ConfigError, NonFiniteLossError, StorageError, run_command
 
 
 def main(argv: list[str]) -> int:
@@ -195,6 +195,8 @@ def train(config: Config, workdir: str, *, resume: str = "auto", debug: bool = F
     from bert_jax.sharding import batch_shards, global_batch, make_mesh
     from bert_jax.train_state import abstract_state, create_state, train_step
 
+    if os.path.exists(workdir) and not os.path.isdir(workdir):
+        raise StorageError(f"--workdir {workdir}: a file, not a folder")
     jax.config.update("jax_debug_nans", debug)
     mesh = make_mesh(config.mesh)
     micro_batch = config.train.global_batch_size // config.optimizer.accumulate

@@ -1,4 +1,9 @@
-"""wip"""
+"""The demo's first half: a two-layer BERT of 128 on IMDb reviews, made to finish in minutes on two CPU cores.
+
+    bash launch/demo.sh
+
+RESULT
+"""
 
 from bert_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 
@@ -6,8 +11,18 @@ from bert_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig, Tr
 def get_config() -> Config:
     """All settings of the run."""
     return Config(
-        model=ModelConfig(vocab_size=8192, hidden_size=256, num_layers=4, num_heads=4, mlp_dim=1024),
-        data=DataConfig(path="builtin", max_seq_len=128),
+        model=ModelConfig(
+            vocab_size=8192,
+            hidden_size=128,
+            num_layers=2,
+            num_heads=2,
+            mlp_dim=512,
+            hidden_dropout=0.0,  # a model this small, which sees its text about once, does not overfit
+            attention_dropout=0.0,
+        ),
+        data=DataConfig(path="builtin", max_seq_len=64),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_fraction=0.1),
-        train=TrainConfig(global_batch_size=32, num_steps=1000, log_every=50, save_every=500),
+        train=TrainConfig(
+            global_batch_size=32, num_steps=3000, log_every=50, eval_every=500, eval_batches=20, save_every=1000
+        ),
     )

@@ -156,9 +156,9 @@ def loop_truncation(first, second, room):
 
 
 def test_truncation_is_the_loop_s():
-    for a in range(0, 14):
-        for b in range(0, 14):
-            for room in range(0, 15):
+    for a in range(14):
+        for b in range(14):
+            for room in range(15):
                 lists = list(range(a)), list(range(b))
                 assert classify.truncate_pair(*lists, room) == loop_truncation(*lists, room), (a, b, room)
 

@@ -106,7 +106,7 @@ def test_what_is_no_model_is_told(tmp_path, params, tokenizer):
     (folder / "model.safetensors").write_bytes(b"\x80\x02}q\x00.")
     with pytest.raises(CheckpointError, match="cannot be read"):
         convert.load_model(str(folder))
-    (folder / "config.json").write_text("[]")
+    (folder / "config.json").write_text("[1]")
     with pytest.raises(CheckpointError, match="not a configuration"):
         convert.load_model(str(folder))
     (folder / "config.json").unlink()

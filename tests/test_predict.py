@@ -11,8 +11,9 @@ import pytest
 
 import bert_jax
 from bert_jax import convert, predict
+from bert_jax.config import TaskConfig
 from bert_jax.errors import CheckpointError, ConfigError, DataError
-from bert_jax.tasks import classify, pretrain
+from bert_jax.tasks import classify, encode, pretrain
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def test_fill_mask_is_the_head_on_that_position(bert):
         "position_ids": np.arange(ids.shape[1])[None],
         "segment_ids": ones,
     }
-    hidden = predict.encode(bert.config, bert.params, batch, None)
+    hidden = encode(bert.config, bert.params, batch, None)
     place = int(np.flatnonzero(ids[0] == bert.tokenizer.mask_id)[0])
     logits = pretrain.masked_lm_logits(bert.config, bert.params, hidden)[0, place]
     best = bert.fill_mask(text, top=1)[0][0]
@@ -96,7 +97,7 @@ def test_wrong_use_is_told(bert, small_config, tokenizer, tmp_path):
     with pytest.raises(CheckpointError, match="neither a model directory"):
         bert_jax.load(str(tmp_path / "absent"))
     with pytest.raises(DataError, match="no such file"):
-        list(bert.classify_stream(predict.input_texts(str(tmp_path / "absent.csv"), predict.TaskConfig())))
+        list(bert.classify_stream(predict.input_texts(str(tmp_path / "absent.csv"), TaskConfig())))
 
 
 def test_loading_imports_no_tensorflow(model):
@@ -110,7 +111,7 @@ def test_loading_imports_no_tensorflow(model):
 def test_help_imports_nothing_heavy(module):
     code = (
         "import runpy, sys\n"
-        f"sys.argv = ['x', '--help']\n"
+        "sys.argv = ['x', '--help']\n"
         "try: runpy.run_module('bert_jax." + module + "', run_name='__main__')\n"
         "except SystemExit as end: assert not end.code\n"
         "assert not {'jax', 'tensorflow', 'orbax'} & set(sys.modules), 'heavy'"

@@ -10,6 +10,7 @@ WordPiece equals Google's (Devlin et al. 2019) token for token. Special pieces a
 import argparse
 import functools
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -38,6 +39,7 @@ SPECIAL = [spellings[0] for spellings in ROLES.values()]
 KINDS = ("wordpiece", "bpe", "unigram", "sentencepiece")
 _CONFIG, _JSON, _VOCAB, _MODEL = "tokenizer_config.json", "tokenizer.json", "vocab.txt", "spiece.model"
 ACCENT_STEPS = ("NFD", "StripAccents", "NFC")
+_CACHED_WORDS, _CACHED_CHARS = 200_000, 24  # some 40 MB; text without spaces is one long word a sentence
 
 Piece = tuple[str, int, tuple[int, int]]  # piece, id, span of characters
 
@@ -178,6 +180,7 @@ class _HuggingFace:
         self.splits_chinese = bert["handle_chinese_chars"] if bert else None
         self._prepare = functools.partial(as_google, bert) if bert else replace_surrogates
         self._names: re.Pattern | None = None
+        self._words = _WordCache(self._encode_one) if _is_blind_across_spaces(data) else None
 
     def recognise(self, names: list[str]) -> None:
         self._aware.add_special_tokens(names)
@@ -188,10 +191,16 @@ class _HuggingFace:
         return piece.startswith(self._prefix) if self._prefix else not piece.startswith(("▁", "Ġ"))
 
     def batch(self, texts: list[str]) -> list[list[int]]:
+        if self._words is not None:
+            ids_of = self._words.__getitem__
+            return [list(itertools.chain.from_iterable(map(ids_of, text.split(" ")))) for text in texts]
         prepared = [self._prepare(text) for text in texts]
         if self._names:
             prepared = [self._names.sub(lambda name: f"{name[0][0]} {name[0][1:]}", text) for text in prepared]
         return [encoding.ids for encoding in self._blind.encode_batch_fast(prepared, add_special_tokens=False)]
+
+    def _encode_one(self, text: str) -> list[int]:
+        return self._blind.encode_batch_fast([self._prepare(text)], add_special_tokens=False)[0].ids
 
     def spans(self, text: str) -> list[Piece]:
         encoding = self._aware.encode(self._prepare(text), add_special_tokens=False)
@@ -206,6 +215,30 @@ class _HuggingFace:
             return "PreTrainedTokenizerFast"
         (folder / _VOCAB).write_bytes("".join(f"{piece}\n" for piece in self.pieces).encode())
         return "BertTokenizer"
+
+
+class _WordCache(dict):
+    """Word -> ids. Half the time of prepare, as words recur. Threads may share one: each step on the dict is atomic."""
+
+    def __init__(self, encode: Callable[[str], list[int]]):
+        super().__init__()
+        self._encode = encode
+
+    def __missing__(self, word: str) -> list[int]:
+        ids = self._encode(word)
+        if len(word) <= _CACHED_CHARS:
+            if len(self) >= _CACHED_WORDS:
+                self.clear()
+            self[word] = ids
+        return ids
+
+
+def _is_blind_across_spaces(data: dict[str, Any]) -> bool:
+    """Whether the pieces of a word do not depend on what stands beyond a space: so with Google's rules."""
+    steps = (data["normalizer"], data["pre_tokenizer"], data["model"])
+    kinds = [step and step["type"] for step in steps]
+    added = any(not token["special"] for token in data["added_tokens"])  # these may span spaces
+    return kinds == ["BertNormalizer", "BertPreTokenizer", "WordPiece"] and not added
 
 
 def _parse_json(spec: Spec) -> "tokenizers.Tokenizer":
