@@ -59,10 +59,13 @@ def dry_run(config: Config) -> str:
     """Shapes only: no data is prepared and no parameter is made."""
     import jax
 
-    from bert_jax import plan
+    from bert_jax import convert, plan
     from bert_jax.sharding import make_mesh
 
     make_mesh(config.mesh)
+    if config.train.init_from:
+        weights = convert.load_model(config.train.init_from).config
+        config = dataclasses.replace(config, model=config_lib.adopt(config.model, weights))
     module = task_module(config)
     params = jax.eval_shape(lambda: module.init_params(config, jax.random.key(0)))
     rows = module.known_rows(config)
