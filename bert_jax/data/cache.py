@@ -1,9 +1,11 @@
 """Raw text named as `data.path` is prepared once into the user's cache, and found there the next time."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from bert_jax.data import prepare
 from bert_jax.data.corpus import read_documents, resolve_inputs
 from bert_jax.data.tokenizer import Tokenizer, load_tokenizer
 from bert_jax.data.tokenizer_training import train_tokenizer
+from bert_jax.errors import ConfigError
 
 _ROW_SETTINGS = ("max_seq_len", "pack", "short_seq_prob", "dupe_factor", "eval_fraction", "seed", "language")
 _TEXT_SETTINGS = ("text_field", "documents")
@@ -40,11 +43,19 @@ def prepared_folder(data: DataConfig, vocab_size: int) -> str:
     text = {"inputs": _fingerprint_inputs(data.path), **{name: getattr(data, name) for name in _TEXT_SETTINGS}}
     tokenizer = _tokenizer(data, vocab_size, text)
     settings = {name: getattr(data, name) for name in _ROW_SETTINGS}
-    folder = cache_folder() / "prepared" / _key(text | settings | {"tokenizer": tokenizer.fingerprint})
+    folder = (
+        cache_folder()
+        / "prepared"
+        / _key(text | settings | {"tokenizer": tokenizer.fingerprint, "format": prepare.FORMAT_VERSION})
+    )
     if not is_prepared(str(folder)):
         print(f"preparing {data.path} into {folder}", file=sys.stderr)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        prepare.prepare([data.path], folder, tokenizer=tokenizer, data=data)
+        try:
+            prepare.prepare([data.path], folder, tokenizer=tokenizer, data=data)
+        except ConfigError:
+            if not is_prepared(str(folder)):  # else another run has prepared the same text meanwhile
+                raise
     return str(folder)
 
 
@@ -57,8 +68,11 @@ def _tokenizer(data: DataConfig, vocab_size: int, text: dict[str, Any]) -> Token
         print(f"training a WordPiece vocabulary of {vocab_size:,} on {data.path}", file=sys.stderr)
         documents = read_documents([data.path], text_field=data.text_field, documents=data.documents)
         tokenizer = train_tokenizer("wordpiece", (document.text for document in documents), **switches)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        tokenizer.save(folder)
+        partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+        tokenizer.save(partial)
+        with contextlib.suppress(OSError):  # another run has trained the same meanwhile
+            os.rename(partial, folder)
+        shutil.rmtree(partial, ignore_errors=True)
     return load_tokenizer(folder)
 
 
