@@ -26,6 +26,11 @@ class Bert:
         self.params: Params = jax.tree.map(jnp.asarray, model.params)
         self.config, self.labels = model.config, model.labels
         self.tokenizer: Tokenizer = load_tokenizer(model.tokenizer)
+        if self.tokenizer.vocab_size > self.config.vocab_size:  # JAX would clamp such ids without a word
+            raise DataError(
+                f"{model.tokenizer}: the tokenizer has {self.tokenizer.vocab_size} pieces, the model only "
+                f"{self.config.vocab_size}; they do not belong together"
+            )
         self._fill = jax.jit(functools.partial(_fill_logits, self.config))
         self._classify = jax.jit(functools.partial(class_logits, self.config))
 

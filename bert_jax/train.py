@@ -144,6 +144,19 @@ def flatten_arrays(tree: Any) -> dict[str, Any]:
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
+def lock(workdir: str) -> Any:
+    """Takes the workdir for this process until the returned file is closed. Raises ConfigError when another has it."""
+    import fcntl
+
+    file = open(os.path.join(workdir, "lock"), "w", encoding="utf-8")  # noqa: SIM115
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ConfigError(f"--workdir {workdir}: another run is at work in it; wait for it or take another") from None
+    return file
+
+
 def fill_in(config: Config, workdir: str, start: int | None) -> tuple[Config, Any]:
     """Settles what data and starting weights decide (sizes, vocabulary, prepared folder), and loads those weights.
 
@@ -225,6 +238,7 @@ def train(config: Config, workdir: str, *, resume: str = "auto", debug: bool = F
     say(f"{config.task.name}: {task.facts}; {size}")
 
     os.makedirs(workdir, exist_ok=True)
+    locked = lock(workdir)
     checkpoint.write_json(os.path.join(workdir, "config.json"), config_lib.to_dict(config))
     write_environment(workdir)
     task.tokenizer.save(os.path.join(workdir, "tokenizer"))
@@ -232,6 +246,7 @@ def train(config: Config, workdir: str, *, resume: str = "auto", debug: bool = F
         checkpoint.set_aside(folder, start)
 
     with (
+        contextlib.closing(locked),
         jax.set_mesh(mesh),
         contextlib.closing(checkpoint.Checkpointer(folder, keep=config.train.keep)) as checkpoints,
         contextlib.closing(Recorder(workdir, start or 0)) as recorder,

@@ -94,6 +94,11 @@ def test_wrong_use_is_told(bert, small_config, tokenizer, tmp_path):
     convert.save_model(str(tmp_path / "m"), params, small_config.model, tokenizer)
     with pytest.raises(ConfigError, match="no classifier"):
         bert_jax.load(str(tmp_path / "m")).classify(["x"])
+    smaller = dataclasses.replace(small_config.model, vocab_size=500)
+    params = jax.device_get(pretrain.init(smaller, jax.random.key(0)))
+    convert.save_model(str(tmp_path / "other"), params, smaller, tokenizer)
+    with pytest.raises(DataError, match="the model only 500"):
+        bert_jax.load(str(tmp_path / "other"))
     with pytest.raises(CheckpointError, match="neither a model directory"):
         bert_jax.load(str(tmp_path / "absent"))
     with pytest.raises(DataError, match="no such file"):

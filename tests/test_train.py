@@ -1,5 +1,6 @@
 """The loop end to end: resume bit for bit, stop on signals, learn, and leave what the contract says."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -19,7 +20,7 @@ from bert_jax.config import ModelConfig, OptimizerConfig, TrainConfig
 from bert_jax.data import pipeline
 from bert_jax.data.prepare import load_manifest
 from bert_jax.errors import CheckpointError, ConfigError, NonFiniteLossError
-from bert_jax.train import train
+from bert_jax.train import lock, train
 
 STEPS = 200
 
@@ -142,6 +143,11 @@ def test_a_run_leaves_what_the_contract_says(small_config, tmp_path):
     assert train(small_config, str(workdir)) == 0
     assert json.loads((workdir / "results.json").read_text()) == results
     assert (workdir / "checkpoints" / "20.unusable").is_dir()
+
+
+def test_two_runs_do_not_share_a_workdir(small_config, tmp_path):
+    with contextlib.closing(lock(str(tmp_path))), pytest.raises(ConfigError, match="another run"):
+        train(small_config, str(tmp_path))
 
 
 def test_resume_must_find_something(small_config, tmp_path):
