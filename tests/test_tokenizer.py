@@ -2,12 +2,15 @@
 
 import hashlib
 import io
+import itertools
 import json
 import os
 import pickle
+import random
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -160,6 +163,51 @@ def test_save_load_and_pickle_keep_everything(trained, kind, tmp_path):
         assert copy.encode_batch(texts) == tokenizer.encode_batch(texts)
         assert copy.encode("a [MASK]", "b") == tokenizer.encode("a [MASK]", "b")
         assert (copy.continuation == tokenizer.continuation).all()
+
+
+def uncached(tokenizer, texts):
+    """Ids of whole texts, from the engine's own batches."""
+    backend = copy_of(tokenizer)._backend
+    backend._words = None
+    return backend.batch(texts)
+
+
+def copy_of(tokenizer):
+    return pickle.loads(pickle.dumps(tokenizer))
+
+
+def nasty_texts(count):
+    """Random sentences of nasty words and white space."""
+    rng = random.Random(0)
+    words = [*SPECIAL, *WORDS, *NASTY, "日本", "日本" * 30, "x" * 100, "x" * 101, "é" * 500, "Σ", "\u0301", "a\u0301"]
+    gaps = [" ", "  ", "\t", "\n", " \t ", "\u00a0", "\u3000", "\u200b", "", "-", "\u0301 "]
+    return ["".join(rng.choice(words) + rng.choice(gaps) for _ in range(rng.randrange(12))) for _ in range(count)]
+
+
+@pytest.mark.parametrize("cached_words", [10, 200_000])
+@pytest.mark.parametrize("lowercase, strip_accents", list(itertools.product([False, True], repeat=2)))
+def test_word_cache_changes_nothing(tmp_path, monkeypatch, cached_words, lowercase, strip_accents):
+    monkeypatch.setattr("bert_jax.data.tokenizer._CACHED_WORDS", cached_words)
+    tokenizer = load_tokenizer(write_vocab(tmp_path), lowercase=lowercase, strip_accents=strip_accents)
+    texts = nasty_texts(500)
+    wanted = uncached(tokenizer, texts)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(tokenizer.encode_batch, [texts] * 4))
+    assert found == [wanted] * 4
+    found[0][-1].append(0)  # the caller's own lists
+    assert tokenizer.encode_batch(texts) == wanted == copy_of(tokenizer).encode_batch(texts)
+    words = tokenizer._backend._words
+    assert 0 < len(words) <= cached_words + 4 and max(map(len, words)) <= 24
+
+
+def test_only_googles_rules_are_cached(trained, tmp_path):
+    assert [kind for kind in KINDS if getattr(trained[kind]._backend, "_words", None) is not None] == ["wordpiece"]
+    trained["wordpiece"].save(tmp_path)
+    data = json.loads((tmp_path / "tokenizer.json").read_text())
+    added = {**data["added_tokens"][0], "id": len(data["model"]["vocab"]), "content": "lazy dog", "special": False}
+    data["added_tokens"].append(added)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    assert added["id"] in load_tokenizer(tmp_path / "tokenizer.json").encode_batch(["the lazy dog"])[0]
 
 
 def test_fingerprint_tells_vocabularies_and_switches_apart(tmp_path):
