@@ -23,7 +23,7 @@ CLASSIFY = Path(__file__).parent.parent / "configs" / "classify.py"
 
 
 def configuration(args: argparse.Namespace, labels: int, seed: int) -> Config:
-    """configs/classify.py with a rate and length for small models; few labels are seen as often as it takes."""
+    """configs/classify.py with a rate and length for small models."""
     base = load_config(str(CLASSIFY))
     data = Path(args.data)
     files = {part: str(data / f"rotten_tomatoes_{part}.csv") for part in ("train", "dev", "test")}
@@ -32,7 +32,7 @@ def configuration(args: argparse.Namespace, labels: int, seed: int) -> Config:
         task=TaskConfig(name="classify", max_train_examples=labels, **files),
         data=DataConfig(max_seq_len=64),
         optimizer=OptimizerConfig(learning_rate=args.learning_rate, warmup_fraction=0.1),
-        train=replace(base.train, num_epochs=20 if labels else args.epochs, seed=seed, save_every=100_000),
+        train=replace(base.train, num_epochs=args.epochs, seed=seed, save_every=100_000),
     )
 
 
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--labels", type=int, nargs="+", default=[0], help="training set sizes; 0 is all (default)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--learning-rate", type=float, default=3e-4)
-    parser.add_argument("--epochs", type=float, default=3, help="with all labels; few labels take 20")
+    parser.add_argument("--epochs", type=float, default=3, help="passes over the labels (default: 3)")
     args = parser.parse_args()
     weights = load_model(args.pretrained)
     for labels in args.labels:
