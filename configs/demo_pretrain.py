@@ -2,7 +2,10 @@
 
     bash launch/demo.sh
 
-RESULT
+One run, two CPU cores that other work kept busy, 452 s: masked LM loss 8.585 at step 50, 5.910 on held-out reviews at
+the end; next-sentence accuracy 0.514, that is, chance. This is too short for transfer: Rotten Tomatoes test accuracy
+afterwards (configs/demo_finetune.py) was 70.1 % with these weights and 73.6 % from scratch (500 labels: 54.6 and
+63.0 %). It shows the machinery, not what pre-training buys.
 """
 
 from bert_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
