@@ -9,7 +9,6 @@ without one was never finished.
     W/checkpoints/STEP/manifest.json     written last
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -23,7 +22,7 @@ import numpy as np
 
 from bert_jax import config as config_lib
 from bert_jax.config import Config
-from bert_jax.errors import CheckpointError, run_command
+from bert_jax.errors import CheckpointError, CommandParser, run_command
 
 if TYPE_CHECKING:
     from bert_jax.train_state import TrainState
@@ -253,7 +252,7 @@ def load_params(folder: str) -> tuple[dict[str, Any], Manifest]:
 
 def main(argv: list[str]) -> int:
     """`list W` shows the steps; `verify W` compares every file with its digest (exit 4 when none is whole)."""
-    parser = argparse.ArgumentParser(prog="python -m bert_jax.checkpoint", description=main.__doc__)
+    parser = CommandParser(prog="python -m bert_jax.checkpoint", description=main.__doc__)
     parser.add_argument("command", choices=("list", "verify"))
     parser.add_argument("workdir")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")

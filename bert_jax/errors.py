@@ -1,5 +1,7 @@
 """Errors a user can cause, each with the exit code of its kind, and the edge that turns them into one line."""
 
+import argparse
+import os
 import sys
 from collections.abc import Callable
 
@@ -43,6 +45,24 @@ class DataError(BertJaxError):
 INTERRUPTED, PREEMPTED = 130, 143  # Ctrl-C and SIGTERM, in both cases after saving
 
 
+class CommandParser(argparse.ArgumentParser):
+    """argparse with flags written with `-` or `_`, and a wrong command line as one line (ConfigError)."""
+
+    def parse_args(self, args: list[str]) -> argparse.Namespace:
+        """Parses a command line."""
+        return super().parse_args([_with_dashes(word) for word in args])
+
+    def error(self, message: str) -> None:
+        """Raises ConfigError instead of printing the usage."""
+        raise ConfigError(f"{message}; see --help")
+
+
+def _with_dashes(word: str) -> str:
+    """`--max_seq_len=128` -> `--max-seq-len=128`."""
+    flag, equals, value = word.partition("=")
+    return flag.replace("_", "-") + equals + value if word.startswith("--") else word
+
+
 def run_command(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> None:
     """Runs `main(argv)` and exits with its code; a known error is one line on stderr (a traceback with `--debug`)."""
     argv = sys.argv[1:] if argv is None else argv
@@ -53,12 +73,16 @@ def run_command(main: Callable[[list[str]], int | None], argv: list[str] | None 
             raise
         print(f"bert_jax: error: {' '.join(str(error).split())}", file=sys.stderr)
         code = error.exit_code
+    except BrokenPipeError:  # the reader, `head` say, has enough; what Python flushes at exit goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
     except OSError as error:
         if "--debug" in argv:
             raise
         print(f"bert_jax: error: {error.filename or 'storage'}: {error.strerror or error}", file=sys.stderr)
         code = StorageError.exit_code
     except KeyboardInterrupt:
+        print("bert_jax: interrupted at once; nothing more was saved", file=sys.stderr)
         code = INTERRUPTED
     sys.stdout.flush()
     sys.exit(code)

@@ -5,12 +5,13 @@ python -m bert_jax.predict fill-mask --model M --text "Paris is the [MASK] of Fr
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from bert_jax.config import TaskConfig
-from bert_jax.errors import DataError, run_command
+from bert_jax.errors import CommandParser, DataError, run_command
 
 if TYPE_CHECKING:
     from bert_jax.bert import Bert
@@ -24,6 +25,8 @@ def input_texts(path: str, columns: TaskConfig) -> Iterator[str | tuple[str, str
         for example in read_examples(path, columns, labelled=False):
             yield example.text if example.pair is None else (example.text, example.pair)
         return
+    if not os.path.isfile(path):
+        raise DataError(f"{path}: no such file; name a table (.csv, .tsv, .jsonl) or a file with one text a line")
     try:
         with open(path, encoding="utf-8-sig") as file:
             for line in file:
@@ -32,14 +35,20 @@ def input_texts(path: str, columns: TaskConfig) -> Iterator[str | tuple[str, str
         raise DataError(f"{path}: not UTF-8 ({error.reason}); convert it to UTF-8") from error
 
 
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be 1 or more")
+    return int(text)
+
+
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line."""
     columns = TaskConfig()
-    parser = argparse.ArgumentParser(prog="python -m bert_jax.predict", description=__doc__.splitlines()[0])
+    parser = CommandParser(prog="python -m bert_jax.predict", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     fill = commands.add_parser("fill-mask", help="the likeliest pieces for each [MASK]")
     fill.add_argument("--text", required=True, help="text with one or more [MASK]")
-    fill.add_argument("--top", type=int, default=5, help="pieces for each mask (default: 5)")
+    fill.add_argument("--top", type=_positive, default=5, help="pieces for each mask (default: 5)")
     label = commands.add_parser("classify", help="labels of texts")
     source = label.add_mutually_exclusive_group(required=True)
     source.add_argument("--text", help="one text")
@@ -50,7 +59,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         command.add_argument("--model", required=True, help="model directory, workdir or checkpoint step")
         command.add_argument("--output", help="file for the JSON lines (default: stdout)")
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    return parser.parse_args([word.replace("_", "-") if word.startswith("--") else word for word in argv])
+    return parser.parse_args(argv)
 
 
 def results(bert: "Bert", args: argparse.Namespace) -> Iterator[dict[str, Any]]:

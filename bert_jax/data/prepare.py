@@ -38,7 +38,7 @@ import numpy as np
 from bert_jax.config import Config, DataConfig, ModelConfig, faults
 from bert_jax.data import packing, sentence_pairs
 from bert_jax.data.corpus import Document, input_bytes, read_documents, split_sentences
-from bert_jax.errors import BertJaxError, ConfigError, DataError, StorageError, run_command
+from bert_jax.errors import BertJaxError, CommandParser, ConfigError, DataError, StorageError, run_command
 from bert_jax.progress import Progress
 
 if TYPE_CHECKING:
@@ -529,7 +529,7 @@ def read_records(
 
 def _parser() -> argparse.ArgumentParser:
     default, option = DataConfig(), argparse.BooleanOptionalAction
-    parser = argparse.ArgumentParser("python -m bert_jax.data.prepare", description=__doc__.split("\n")[0])
+    parser = CommandParser("python -m bert_jax.data.prepare", description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--input", nargs="+", help="files, globs, folders, .gz, .jsonl, tfds:NAME/CONFIG:SPLIT or builtin")
     add("--tokenizer", help="tokenizer folder or file")
@@ -549,18 +549,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--lowercase", action=option, help="overrule the tokenizer's own setting")
     add("--strip-accents", action=option, help="overrule the tokenizer's own setting")
     add("--debug", action="store_true", help="show the traceback of an error")
-    parser.error = _usage_error
     return parser
-
-
-def _usage_error(message: str) -> None:
-    raise ConfigError(f"{message}; see --help")
 
 
 def main(argv: Sequence[str]) -> int:
     """`prepare` and `inspect` as a command; returns the exit code."""
-    with_dashes = [_with_dashes(word) for word in argv]
-    options = _parser().parse_args(with_dashes)
+    options = _parser().parse_args(argv)
     if options.inspect:
         print(inspect(options.inspect))
         return 0
@@ -574,12 +568,6 @@ def main(argv: Sequence[str]) -> int:
     tokenizer = load_tokenizer(options.tokenizer, lowercase=options.lowercase, strip_accents=options.strip_accents)
     print(describe(prepare(options.input, options.output, tokenizer=tokenizer, data=data)))
     return 0
-
-
-def _with_dashes(word: str) -> str:
-    """`--max_seq_len=128` -> `--max-seq-len=128`."""
-    flag, equals, value = word.partition("=")
-    return flag.replace("_", "-") + equals + value if word.startswith("--") else word
 
 
 if __name__ == "__main__":

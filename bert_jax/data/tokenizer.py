@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bert_jax.data.wordpiece import as_google, bert_rules, has_upper_case, read_vocabulary, wordpiece_engine
-from bert_jax.errors import ConfigError, DataError, run_command
+from bert_jax.errors import CommandParser, ConfigError, DataError, run_command
 
 if TYPE_CHECKING:  # imported where they are used: `--help` answers at once
     import numpy as np
@@ -533,13 +533,8 @@ def compare(paths: list[str], text: str, **switches: bool | None) -> str:
     return "\n".join(rows)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise ConfigError(f"{message}; see --help")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m bert_jax.data.tokenizer", description="Train, use and compare tokenizers.")
+    parser = CommandParser(prog="python -m bert_jax.data.tokenizer", description="Train, use and compare tokenizers.")
     commands = parser.add_subparsers(required=True, metavar="train|encode|compare")
     train = _command(commands, "train", _run_train, "learn a vocabulary from text", switch_default=False)
     train.add_argument("--kind", choices=KINDS, default="wordpiece")
@@ -570,18 +565,10 @@ def _command(
     return command
 
 
-def _dashes(argument: str) -> str:
-    name, equals, value = argument.partition("=")
-    return name.replace("_", "-") + equals + value if name.startswith("--") else argument
-
-
 def main(argv: list[str]) -> int:
     """The commands `train`, `encode` and `compare`."""
-    args = _parser().parse_args([_dashes(argument) for argument in argv])
-    try:
-        args.run(args)
-    except BrokenPipeError:  # the reader, `head` say, has enough; what Python flushes at exit goes nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    args = _parser().parse_args(argv)
+    args.run(args)
     return 0
 
 
