@@ -9,25 +9,27 @@ without one was never finished.
     W/checkpoints/STEP/manifest.json     written last
 """
 
+import contextlib
 import hashlib
 import json
+import logging
 import os
 import shutil
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from bert_jax import config as config_lib
 from bert_jax.config import Config
-from bert_jax.errors import CheckpointError, CommandParser, run_command
+from bert_jax.errors import CheckpointError, CommandParser, StorageError, run_command
 
 if TYPE_CHECKING:
     from bert_jax.train_state import TrainState
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 
 
@@ -37,6 +39,7 @@ class Manifest(NamedTuple):
     step: int
     config: Config
     labels: tuple[str, ...]
+    tokenizer: str  # its fingerprint
     tree: dict[str, list]
     files: dict[str, dict]
 
@@ -55,12 +58,9 @@ def steps(folder: str) -> list[int]:
 
 def describe_tree(tree: Any) -> dict[str, list]:
     """path -> [shape, dtype] of every array."""
-    import jax
+    from bert_jax.sharding import named_leaves
 
-    from bert_jax.sharding import path_name
-
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {path_name(path): [list(leaf.shape), np.dtype(leaf.dtype).name] for path, leaf in leaves}
+    return {path: [list(leaf.shape), np.dtype(leaf.dtype).name] for path, leaf in named_leaves(tree).items()}
 
 
 def read_manifest(folder: str) -> Manifest:
@@ -72,7 +72,8 @@ def read_manifest(folder: str) -> Manifest:
         if values["format"] != FORMAT:
             raise CheckpointError(f"{path}: format {values['format']}, this version reads {FORMAT}")
         config = config_lib.from_dict(values["config"])
-        return Manifest(values["step"], config, tuple(values["labels"]), values["tree"], values["files"])
+        known = {**values, "config": config, "labels": tuple(values["labels"])}
+        return Manifest(**{name: known[name] for name in Manifest._fields})
     except FileNotFoundError:
         raise CheckpointError(f"{folder}: no {MANIFEST}, so the step was never finished") from None
     except (ValueError, KeyError, TypeError) as error:
@@ -112,7 +113,7 @@ def write_json(path: str, values: Any) -> None:
     """Writes JSON so that a reader sees the old file or the new one, never half of it."""
     partial = f"{path}.partial"
     with open(partial, "w", encoding="utf-8") as file:
-        json.dump(values, file, indent=1, ensure_ascii=False)
+        json.dump(values, file, indent=1, ensure_ascii=False, allow_nan=False)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
@@ -120,9 +121,9 @@ def write_json(path: str, values: Any) -> None:
 
 
 def newest_whole(folder: str, warn: Callable[[str], None]) -> int | None:
-    """The newest step that verifies; `warn` hears of each newer one that does not. None when there is no step at all.
+    """The newest step that verifies; `warn` hears of each newer one that does not. None when none was ever finished.
 
-    Raises CheckpointError when steps exist and none is whole.
+    Raises CheckpointError when finished steps exist and none of them is whole.
     """
     found = steps(folder)
     for step in found:
@@ -131,8 +132,9 @@ def newest_whole(folder: str, warn: Callable[[str], None]) -> int | None:
             return step
         except CheckpointError as error:
             warn(f"checkpoint {step} is left out: {error}")
-    if found:
-        raise CheckpointError(f"{folder}: none of the steps {found} is whole; start anew with --resume never")
+    finished = [step for step in found if os.path.isfile(os.path.join(folder, str(step), MANIFEST))]
+    if finished:
+        raise CheckpointError(f"{folder}: none of the steps {finished} is whole; move it away to start anew")
     return None
 
 
@@ -158,20 +160,25 @@ class Checkpointer:
         self._finisher: threading.Thread | None = None
         self._failure: BaseException | None = None
 
-    def save(self, state: "TrainState", *, config: Config, labels: tuple[str, ...] = ()) -> None:
-        """Copies the state off the devices, then writes it while training goes on."""
+    def save(self, state: "TrainState", *, config: Config, tokenizer: str, labels: tuple[str, ...] = ()) -> None:
+        """Copies the state off the devices, then writes it while training goes on. `tokenizer` is its fingerprint.
+
+        Raises StorageError, here or at the next `wait`, where the disk refuses.
+        """
         self.wait()
         step = int(state.step)
         items = {"params": state.params, "train": {"step": state.step, "opt_state": state.opt_state}}
-        self._manager.save(
-            step,
-            args=self._args.Composite(**{name: self._args.StandardSave(item) for name, item in items.items()}),
-        )
+        with _storage(self._folder):
+            self._manager.save(
+                step,
+                args=self._args.Composite(**{name: self._args.StandardSave(item) for name, item in items.items()}),
+            )
         values = {
             "format": FORMAT,
             "step": step,
             "config": config_lib.to_dict(config),
             "labels": list(labels),
+            "tokenizer": tokenizer,
             "tree": describe_tree(items),
         }
         self._finisher = threading.Thread(target=self._finish, args=(step, values))
@@ -181,11 +188,12 @@ class Checkpointer:
         import jax
 
         try:
-            self._manager.wait_until_finished()
-            if jax.process_index() == 0:
-                _write_manifest(os.path.join(self._folder, str(step)), values)
-                for old in steps(self._folder)[self._keep :]:
-                    shutil.rmtree(os.path.join(self._folder, str(old)))
+            with _storage(self._folder):
+                self._manager.wait_until_finished()
+                if jax.process_index() == 0:
+                    _write_manifest(os.path.join(self._folder, str(step)), values)
+                    for old in steps(self._folder)[self._keep :]:
+                        shutil.rmtree(os.path.join(self._folder, str(old)))
         except BaseException as error:  # handed to the training thread by wait()
             self._failure = error
 
@@ -216,7 +224,19 @@ class Checkpointer:
         try:
             self.wait()
         finally:
-            self._manager.close()
+            with _storage(self._folder):  # it tells of a failed write once more
+                self._manager.close()
+
+
+@contextlib.contextmanager
+def _storage(folder: str) -> Iterator[None]:
+    """Orbax tells of a full disk by ValueError or RuntimeError; this makes it a StorageError."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # each of its unfinished writes would log a traceback
+        reason = " ".join(str(error).split())[:200]
+        raise StorageError(f"{folder}: the checkpoint cannot be written ({reason}); make room, then resume") from error
 
 
 def check_tree(folder: str, saved: dict[str, list], wanted: dict[str, list]) -> None:
@@ -225,7 +245,7 @@ def check_tree(folder: str, saved: dict[str, list], wanted: dict[str, list]) -> 
         if saved.get(name) != wanted.get(name):
             raise CheckpointError(
                 f"{folder}: {name} is {_array(saved.get(name))} in the checkpoint and {_array(wanted.get(name))} in "
-                "this configuration; use the configuration it was trained with, or --resume never"
+                "this configuration; use the configuration it was trained with, or another --workdir"
             )
 
 

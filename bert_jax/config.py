@@ -107,7 +107,8 @@ class DataConfig:
     def gather_width(self) -> int:
         """Masked positions of a row, P."""
         slack = 4 if self.whole_word_masking else 0  # room for the last word
-        return self.max_predictions or math.ceil((self.mask_rate * self.max_seq_len + slack) / 4) * 4
+        width = math.ceil((self.mask_rate * self.max_seq_len + slack) / 4) * 4
+        return self.max_predictions or min(width, self.max_seq_len)
 
 
 @dataclass(frozen=True)
@@ -234,7 +235,7 @@ def from_dict(values: dict[str, Any], kind: type = Config, prefix: str = "") -> 
 
 def differences(before: Config, after: Config) -> list[str]:
     """`section.field: old -> new` for what changes the course of a run (not how often it logs, saves or evaluates)."""
-    quiet = {"log_every", "eval_every", "eval_batches", "save_every", "keep", "init_from", "workers"}
+    quiet = {"log_every", "eval_every", "eval_batches", "save_every", "keep", "init_from", "workers", "tokenizer"}
     found = []
     for section, old in to_dict(before).items():
         new = dataclasses.asdict(getattr(after, section))
@@ -258,67 +259,69 @@ def did_you_mean(word: str, known: typing.Iterable[str]) -> str:
     return f" (did you mean {near[0]}?)" if near else ""
 
 
+_ABOVE_ZERO = (
+    *("model.vocab_size", "model.hidden_size", "model.num_layers", "model.num_heads", "model.mlp_dim"),
+    *("model.max_position_embeddings", "model.type_vocab_size", "model.layer_norm_epsilon", "data.dupe_factor"),
+    *("optimizer.learning_rate", "optimizer.epsilon", "optimizer.layer_decay", "optimizer.accumulate"),
+    *("train.global_batch_size", "train.log_every", "train.save_every", "train.keep"),
+)
+_NOT_BELOW_ZERO = (
+    *("model.scan_unroll", "model.initializer_range", "data.max_predictions", "data.workers", "data.seed"),
+    *("optimizer.warmup_steps", "optimizer.weight_decay", "optimizer.clip_norm", "train.num_epochs"),
+    *("train.eval_every", "train.eval_batches", "train.seed", "task.max_train_examples"),
+)
+_SHARES = (
+    *("model.hidden_dropout", "model.attention_dropout", "data.short_seq_prob", "data.mask_rate"),
+    *("data.eval_fraction", "optimizer.warmup_fraction", "optimizer.beta1", "optimizer.beta2"),
+)
+_LARGEST_SEED = 2**32 - 1
+
+
 def faults(config: Config) -> list[str]:
     """Everything wrong with a configuration that can be told without data and devices: `key: fault, way out`."""
-    model, data, optimizer, train = config.model, config.data, config.optimizer, config.train
-    positive = {
-        "model.vocab_size": model.vocab_size,
-        "model.hidden_size": model.hidden_size,
-        "model.num_layers": model.num_layers,
-        "model.num_heads": model.num_heads,
-        "model.mlp_dim": model.mlp_dim,
-        "model.max_position_embeddings": model.max_position_embeddings,
-        "model.type_vocab_size": model.type_vocab_size,
-        "data.max_seq_len": data.max_seq_len,
-        "data.dupe_factor": data.dupe_factor,
-        "optimizer.learning_rate": optimizer.learning_rate,
-        "optimizer.layer_decay": optimizer.layer_decay,
-        "optimizer.accumulate": optimizer.accumulate,
-        "train.global_batch_size": train.global_batch_size,
-        "train.log_every": train.log_every,
-        "train.save_every": train.save_every,
-        "train.keep": train.keep,
+    values = {f"{section}.{key}": value for section, keys in to_dict(config).items() for key, value in keys.items()}
+    found = [f"{key}: {values[key]} must be above 0" for key in _ABOVE_ZERO if not values[key] > 0]
+    found += [f"{key}: {values[key]} must not be below 0" for key in _NOT_BELOW_ZERO if not values[key] >= 0]
+    found += [f"{key}: {values[key]} must be at least 0 and below 1" for key in _SHARES if not 0 <= values[key] < 1]
+    found += [f"{key}: at most {_LARGEST_SEED}" for key in ("data.seed", "train.seed") if values[key] > _LARGEST_SEED]
+    return found + _contradictions(config)
+
+
+def _contradictions(config: Config) -> list[str]:
+    """Settings that are sound alone and not together."""
+    model, data, train, mesh = config.model, config.data, config.train, config.mesh
+    accumulate = config.optimizer.accumulate
+    axes = (mesh.data, mesh.fsdp, mesh.tensor)
+    checks = {
+        f"model.num_heads: {model.num_heads} does not divide model.hidden_size {model.hidden_size}": (
+            model.num_heads > 0 and model.hidden_size % model.num_heads
+        ),
+        f"data.max_seq_len: {data.max_seq_len} is longer than model.max_position_embeddings "
+        f"{model.max_position_embeddings}; shorten the one or lengthen the other": (
+            data.max_seq_len > model.max_position_embeddings
+        ),
+        f"data.max_seq_len: {data.max_seq_len} leaves no room for a pair; take 8 or more": data.max_seq_len < 8,
+        f"data.max_predictions: {data.max_predictions} is more than data.max_seq_len {data.max_seq_len}": (
+            data.max_predictions > data.max_seq_len
+        ),
+        f"train.global_batch_size: {train.global_batch_size} is not divisible by optimizer.accumulate {accumulate}": (
+            accumulate > 0 and train.global_batch_size % accumulate
+        ),
+        "train.num_steps: set it, or train.num_epochs, above 0": train.num_steps <= 0 and train.num_epochs <= 0,
+        f"mesh: axes {axes} must be 1 or more, and at most one of them -1": (
+            any(axis < 1 and axis != -1 for axis in axes) or axes.count(-1) > 1
+        ),
+        f"mesh.tensor: {mesh.tensor} does not divide model.num_heads {model.num_heads}": (
+            mesh.tensor > 0 and model.num_heads % mesh.tensor
+        ),
+        "task.train: name the labelled training file (CSV, TSV or JSONL)": (
+            config.task.name == "classify" and not config.task.train
+        ),
+        "data.path: name a prepared folder or raw text ('builtin' is always there)": (
+            config.task.name == "pretrain" and not data.path
+        ),
     }
-    shares = {
-        "model.hidden_dropout": model.hidden_dropout,
-        "model.attention_dropout": model.attention_dropout,
-        "data.short_seq_prob": data.short_seq_prob,
-        "data.mask_rate": data.mask_rate,
-        "data.eval_fraction": data.eval_fraction,
-        "optimizer.warmup_fraction": optimizer.warmup_fraction,
-        "optimizer.beta1": optimizer.beta1,
-        "optimizer.beta2": optimizer.beta2,
-    }
-    found = [f"{key}: {value} must be above 0" for key, value in positive.items() if not value > 0]
-    found += [f"{key}: {value} must be at least 0 and below 1" for key, value in shares.items() if not 0 <= value < 1]
-    if model.num_heads > 0 and model.hidden_size % model.num_heads:
-        found.append(f"model.num_heads: {model.num_heads} does not divide model.hidden_size {model.hidden_size}")
-    if data.max_seq_len > model.max_position_embeddings:
-        found.append(
-            f"data.max_seq_len: {data.max_seq_len} is longer than model.max_position_embeddings "
-            f"{model.max_position_embeddings}; shorten the one or lengthen the other"
-        )
-    if data.max_seq_len < 8:
-        found.append(f"data.max_seq_len: {data.max_seq_len} leaves no room for a pair; take 8 or more")
-    if optimizer.accumulate > 0 and train.global_batch_size % optimizer.accumulate:
-        found.append(
-            f"train.global_batch_size: {train.global_batch_size} is not divisible by "
-            f"optimizer.accumulate {optimizer.accumulate}"
-        )
-    if train.num_steps <= 0 and train.num_epochs <= 0:
-        found.append("train.num_steps: set it, or train.num_epochs, above 0")
-    if data.max_predictions > data.max_seq_len:
-        found.append(f"data.max_predictions: {data.max_predictions} is more than data.max_seq_len {data.max_seq_len}")
-    axes = (config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    if any(axis < 1 and axis != -1 for axis in axes) or axes.count(-1) > 1:
-        found.append(f"mesh: axes {axes} must be 1 or more, and at most one of them -1")
-    if config.mesh.tensor > 0 and model.num_heads % config.mesh.tensor:
-        found.append(f"mesh.tensor: {config.mesh.tensor} does not divide model.num_heads {model.num_heads}")
-    if config.task.name == "classify" and not config.task.train:
-        found.append("task.train: name the labelled training file (CSV, TSV or JSONL)")
-    if config.task.name == "pretrain" and not data.path:
-        found.append("data.path: name a prepared folder or raw text ('builtin' is always there)")
-    return found
+    return [message for message, wrong in checks.items() if wrong]
 
 
 def validate(config: Config) -> Config:

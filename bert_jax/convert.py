@@ -6,16 +6,18 @@ A *model directory* is Hugging Face's: config.json, model.safetensors and the to
 import json
 import os
 import shutil
-import tempfile
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from bert_jax import checkpoint
-from bert_jax.config import ModelConfig
+from bert_jax.config import Config, DataConfig, ModelConfig, faults
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import CheckpointError
-from bert_jax.tasks import Params
+from bert_jax.model import ACTIVATIONS
+from bert_jax.sharding import named_leaves
+from bert_jax.tasks import Params, classify, pretrain
 
 WEIGHTS, SETTINGS = "model.safetensors", "config.json"
 
@@ -71,17 +73,8 @@ class Model(NamedTuple):
     labels: tuple[str, ...]
 
 
-def flatten(tree: Params, prefix: str = "") -> dict[str, np.ndarray]:
-    """Nested dictionaries -> path -> array."""
-    flat = {}
-    for name, value in tree.items():
-        path = f"{prefix}{name}"
-        flat |= flatten(value, f"{path}/") if isinstance(value, dict) else {path: np.asarray(value)}
-    return flat
-
-
 def unflatten(flat: dict[str, np.ndarray]) -> Params:
-    """Inverse of `flatten`."""
+    """Inverse of `named_leaves` for nested dictionaries."""
     tree: Params = {}
     for path, value in flat.items():
         *parents, leaf = path.split("/")
@@ -103,7 +96,8 @@ def their_name(path: str) -> str:
 def to_huggingface(params: Params, config: ModelConfig) -> dict[str, np.ndarray]:
     """Our parameters -> their name -> array, without the rows that pad the vocabulary."""
     tensors = {}
-    for path, value in flatten(params).items():
+    for path, value in named_leaves(params).items():
+        value = np.asarray(value)
         if path in PADDED:
             value = value[: config.vocab_size]
         stacked = path.startswith("layers/")
@@ -157,10 +151,9 @@ def save_model(
     """Writes a model directory, whole or not at all; one of that name is replaced."""
     from safetensors.numpy import save_file
 
-    parent = os.path.dirname(os.path.abspath(folder))
-    os.makedirs(parent, exist_ok=True)
-    partial = tempfile.mkdtemp(prefix=f"{os.path.basename(folder)}.partial-", dir=parent)
-    os.chmod(partial, 0o755)  # mkdtemp's folders are private
+    partial = f"{folder}.partial"  # one run a workdir, so a leftover is a dead run's
+    shutil.rmtree(partial, ignore_errors=True)
+    os.makedirs(partial)
     save_file(to_huggingface(params, config), os.path.join(partial, WEIGHTS), metadata={"format": "pt"})
     checkpoint.write_json(os.path.join(partial, SETTINGS), _to_settings(config, tokenizer, labels, step))
     tokenizer.save(partial)
@@ -184,26 +177,30 @@ def _to_settings(config: ModelConfig, tokenizer: Tokenizer, labels: tuple[str, .
 
 
 def _from_settings(path: str) -> tuple[ModelConfig, dict[str, Any]]:
+    """The architecture that a config.json tells. Raises CheckpointError where it is not one that this encoder has."""
     try:
         with open(path, encoding="utf-8") as file:
             settings = dict(json.load(file))
         config = ModelConfig(**{ours: settings[theirs] for ours, theirs in SETTING_NAMES.items() if theirs in settings})
-    except (ValueError, TypeError, AttributeError) as error:
+        wrong = faults(Config(model=config, data=DataConfig(path="any", max_seq_len=8)))
+    except (ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: not a configuration ({error})") from error
+    if config.hidden_act not in ACTIVATIONS:
+        wrong.append(f"hidden_act {config.hidden_act!r} is none of {', '.join(ACTIVATIONS)}")
+    positions = settings.get("position_embedding_type", "absolute")
+    if positions != "absolute":
+        wrong.append(f"position_embedding_type {positions!r} is not supported, only absolute")
+    if wrong:
+        raise CheckpointError(f"{path}: {'; '.join(wrong)}")
     return config, settings
 
 
 def parameter_shapes(config: ModelConfig, num_labels: int = 0) -> dict[str, tuple[int, ...]]:
     """path -> shape of encoder, pooler, both pre-training heads and, with labels, the classifier."""
-    import jax
-
-    from bert_jax.sharding import path_name
-    from bert_jax.tasks import classify, pretrain
-
     key = jax.random.key(0)
     tree = jax.eval_shape(lambda: pretrain.init(config, key) | classify.init(config, max(1, num_labels), key))
-    flat = {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-    return {path: shape for path, shape in flat.items() if num_labels or not path.startswith("classifier/")}
+    shapes = {path: leaf.shape for path, leaf in named_leaves(tree).items()}
+    return {path: shape for path, shape in shapes.items() if num_labels or not path.startswith("classifier/")}
 
 
 def load_model(path: str) -> Model:

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 def input_texts(path: str, columns: TaskConfig) -> Iterator[str | tuple[str, str]]:
     """Texts of a table with named columns (.csv, .tsv, .jsonl), else of a plain file with one text a line."""
     if path.rsplit(".", 1)[-1].lower() in ("csv", "tsv", "jsonl"):
-        from bert_jax.tasks.classify import read_examples
+        from bert_jax.tasks.classify import iterate_examples
 
-        for example in read_examples(path, columns, labelled=False):
+        for example in iterate_examples(path, columns, labelled=False):
             yield example.text if example.pair is None else (example.text, example.pair)
         return
     if not os.path.isfile(path):

@@ -30,7 +30,7 @@ class Recorder:
         path = os.path.join(workdir, "metrics.jsonl")
         cut_metrics(path, step)
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
-        self._board = SummaryWriter(os.path.join(workdir, "tb"))
+        self._board = SummaryWriter(os.path.join(workdir, "tb"), purge_step=step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """One object a line, flushed at once; a value that is not finite is written as null."""

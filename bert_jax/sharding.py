@@ -1,5 +1,6 @@
 """Where arrays live: the device mesh, one table from parameter path to PartitionSpec, and batch assembly."""
 
+import math
 import re
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bert_jax.config import MeshConfig
+from bert_jax.config import Config, MeshConfig
 from bert_jax.errors import ConfigError
 
 AXES = ("data", "fsdp", "tensor")
@@ -57,10 +58,38 @@ def partition_spec(path: str, ndim: int) -> P:
 
 
 def tree_shardings(tree: Any, mesh: Mesh) -> Any:
-    """NamedSharding of each leaf. Optax keeps parameter paths, so one table serves the whole training state."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: NamedSharding(mesh, partition_spec(path_name(path), leaf.ndim)), tree
-    )
+    """NamedSharding of each leaf. Optax keeps parameter paths, so one table serves the whole training state.
+
+    Raises ConfigError where a mesh axis does not divide the axis of an array that it splits.
+    """
+
+    def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        name = path_name(path)
+        spec = partition_spec(name, leaf.ndim)
+        for size, axes in zip(leaf.shape, spec, strict=False):
+            parts = math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ()))
+            if size % parts:
+                raise ConfigError(
+                    f"mesh: {axes} splits {name} {list(leaf.shape)} in {parts}, which does not divide {size}"
+                )
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """`layers/attention/query/kernel` -> leaf, for every leaf of a tree."""
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def check_batch(config: Config, mesh: Mesh) -> None:
+    """Raises ConfigError where the devices cannot share a micro-batch evenly."""
+    size, accumulate, shards = config.train.global_batch_size, config.optimizer.accumulate, batch_shards(mesh)
+    if size // accumulate % shards:
+        raise ConfigError(
+            f"train.global_batch_size: {size} / accumulate {accumulate} is not divisible by the {shards} devices that "
+            f"share it; take a multiple of {shards * accumulate}"
+        )
 
 
 def batch_shards(mesh: Mesh) -> int:

@@ -9,10 +9,13 @@ import contextlib
 import dataclasses
 import functools
 import json
+import math
 import os
+import shutil
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from bert_jax import config as config_lib
@@ -60,18 +63,32 @@ def dry_run(config: Config) -> str:
     import jax
 
     from bert_jax import convert, plan
-    from bert_jax.sharding import make_mesh
+    from bert_jax.sharding import check_batch, make_mesh, tree_shardings
 
-    make_mesh(config.mesh)
+    mesh = make_mesh(config.mesh)
+    check_batch(config, mesh)
     if config.train.init_from:
         weights = convert.load_model(config.train.init_from).config
         config = dataclasses.replace(config, model=config_lib.adopt(config.model, weights))
     module = task_module(config)
     params = jax.eval_shape(lambda: module.init_params(config, jax.random.key(0)))
+    tree_shardings(params, mesh)
     rows = module.known_rows(config)
     if config.train.num_epochs > 0 and rows is None:
         return plan.report(config, params, 0, None) + "\n(steps follow from train.num_epochs when the text is prepared)"
     return plan.report(config, params, total_steps(config, rows or 0), rows)
+
+
+def write_beginning(config: Config, workdir: str, task: Any, *, new: bool) -> None:
+    """`config.json`, `env.json`, and for a new run `tokenizer/`, which a resumed one has and was seen to share."""
+    from bert_jax.checkpoint import write_json
+    from bert_jax.data.tokenizer import publish
+
+    write_json(os.path.join(workdir, "config.json"), config_lib.to_dict(config))
+    write_environment(workdir)
+    if new:
+        shutil.rmtree(os.path.join(workdir, "tokenizer"), ignore_errors=True)
+        publish(task.tokenizer, os.path.join(workdir, "tokenizer"))
 
 
 def write_environment(workdir: str) -> None:
@@ -81,22 +98,23 @@ def write_environment(workdir: str) -> None:
 
     import jax
 
+    from bert_jax import __version__
     from bert_jax.checkpoint import write_json
 
-    names = ("bert_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers")
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers")
     facts = {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "devices": [device.device_kind for device in jax.devices()],
         "processes": jax.process_count(),
-        "versions": {name: version(name) for name in names},
+        "versions": {"bert_jax": __version__, **{name: version(name) for name in names}},
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     write_json(os.path.join(workdir, "env.json"), facts)
 
 
 @contextlib.contextmanager
-def stop_signals():
+def stop_signals() -> Iterator[list[int]]:
     """Yields a list that receives the exit code when Ctrl-C or SIGTERM asks the run to save and stop."""
     wanted: list[int] = []
 
@@ -114,34 +132,30 @@ def stop_signals():
             signal.signal(number, handler)
 
 
-def start_from(state: Any, model: Any) -> Any:
-    """Puts loaded weights where name and shape agree; says what was loaded, newly made and ignored."""
+def start_from(state: Any, model: Any, labels: tuple[str, ...]) -> Any:
+    """Puts loaded weights where name and shape agree; says what was loaded, newly made and ignored.
+
+    A classifier is taken only if its labels are `labels`: rows of other classes of the same number would fit as well.
+    """
     import jax
 
-    from bert_jax.convert import flatten, unflatten
+    from bert_jax.convert import unflatten
+    from bert_jax.sharding import named_leaves
 
-    ours, theirs = flatten_arrays(state.params), flatten(model.params)
+    ours, theirs = named_leaves(state.params), named_leaves(model.params)
     loaded = {name for name in ours if name in theirs and theirs[name].shape == ours[name].shape}
+    if model.labels != labels:
+        loaded = {name for name in loaded if not name.startswith("classifier/")}
 
     def place(name: str) -> Any:
         value = theirs[name].astype(ours[name].dtype)
         return jax.make_array_from_callback(value.shape, ours[name].sharding, lambda index: value[index])
 
     params = {name: place(name) if name in loaded else array for name, array in ours.items()}
-    heads = sorted({name.split("/")[0] for name in ours.keys() - loaded})
-    ignored = sorted({name.split("/")[0] for name in theirs.keys() - loaded})
-    new, unused = (", ".join(names) or "none" for names in (heads, ignored))
-    say(f"weights: {len(loaded)} arrays loaded; new: {new}; not used: {unused}")
+    new, unused = (sorted({name.split("/")[0] for name in tree.keys() - loaded}) for tree in (ours, theirs))
+    report = f"new: {', '.join(new) or 'none'}; not used: {', '.join(unused) or 'none'}"
+    say(f"weights: {len(loaded)} arrays loaded; {report}")
     return dataclasses.replace(state, params=unflatten(params))
-
-
-def flatten_arrays(tree: Any) -> dict[str, Any]:
-    """path -> array, left where it is."""
-    import jax
-
-    from bert_jax.sharding import path_name
-
-    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def lock(workdir: str) -> Any:
@@ -157,27 +171,53 @@ def lock(workdir: str) -> Any:
     return file
 
 
-def fill_in(config: Config, workdir: str, start: int | None) -> tuple[Config, Any]:
+def first_step(folder: str, resume: str) -> int | None:
+    """The checkpoint to go on from; None for a new run. Later steps, which are not whole, are set aside.
+
+    Raises ConfigError or CheckpointError where `resume` asks for what is not there.
+    """
+    from bert_jax import checkpoint
+
+    if resume == "never" and checkpoint.steps(folder):
+        raise ConfigError(f"--resume never: {folder} holds checkpoints; take another --workdir or remove it")
+    start = checkpoint.newest_whole(folder, warn=say)
+    if resume == "must" and start is None:
+        raise checkpoint.CheckpointError(f"--resume must: {folder} holds no checkpoint")
+    checkpoint.set_aside(folder, -1 if start is None else start)
+    return start
+
+
+def fill_in(config: Config, workdir: str, before: Any) -> tuple[Config, Any]:
     """Settles what data and starting weights decide (sizes, vocabulary, prepared folder), and loads those weights.
 
-    A run resumed at step `start` finds all of it in its own workdir: the weights it once started from may be gone.
+    A resumed run, whose checkpoint says `before`, finds it in its workdir: the weights it began with may be gone.
     """
-    from bert_jax import checkpoint, convert
+    from bert_jax import convert
 
-    starting, tokenizer, before = None, "", None
-    if start is not None:
-        before = checkpoint.read_manifest(os.path.join(checkpoint.checkpoints_folder(workdir), str(start))).config
+    starting, tokenizer = None, ""
     if config.train.init_from:
         if before is None:
             starting = convert.load_model(config.train.init_from)
             source, tokenizer = starting.config, starting.tokenizer
         else:
-            source, tokenizer = before.model, os.path.join(workdir, "tokenizer")
+            source, tokenizer = before.config.model, os.path.join(workdir, "tokenizer")
         config = dataclasses.replace(config, model=config_lib.adopt(config.model, source))
-    config = config_lib.validate(task_module(config).complete(config, tokenizer))
-    if before is not None and (changed := config_lib.differences(before, config)):
+    return config_lib.validate(task_module(config).complete(config, tokenizer)), starting
+
+
+def check_resumed(config: Config, task: Any, before: Any, num_steps: int) -> None:
+    """Raises ConfigError where going on from the checkpoint `before` would give silent nonsense; says what differs."""
+    if before.tokenizer != task.tokenizer.fingerprint:
+        raise ConfigError(f"--workdir: step {before.step} was trained with another tokenizer; take another --workdir")
+    if before.labels != task.labels:
+        raise ConfigError(
+            f"task.train: its labels {', '.join(task.labels)} are not those of step {before.step}, "
+            f"{', '.join(before.labels)}; take another --workdir"
+        )
+    if before.step > num_steps:
+        raise ConfigError(f"train.num_steps: {num_steps}, but the workdir is at step {before.step}; ask for more steps")
+    if changed := config_lib.differences(before.config, config):
         say(f"note: not as the checkpoint was trained: {'; '.join(changed)}")
-    return config, starting
 
 
 def export(config: Config, workdir: str, params: Any, task: Any, results: dict, step: int) -> None:
@@ -198,8 +238,24 @@ def export(config: Config, workdir: str, params: Any, task: Any, results: dict, 
 def train(config: Config, workdir: str, *, resume: str = "auto", debug: bool = False) -> int:
     """Runs a configuration to its end, or to the signal that stops it. Returns the exit code of DESIGN: 0, 130, 143.
 
-    Raises NonFiniteLossError, CheckpointError, DataError and ConfigError with their remedies.
+    Raises NonFiniteLossError, CheckpointError, DataError, StorageError and ConfigError with their remedies.
     """
+    import jax
+
+    from bert_jax.sharding import check_batch, make_mesh
+
+    if os.path.exists(workdir) and not os.path.isdir(workdir):
+        raise StorageError(f"--workdir {workdir}: a file, not a folder")
+    jax.config.update("jax_debug_nans", debug)
+    mesh = make_mesh(config.mesh)
+    check_batch(config, mesh)
+    os.makedirs(workdir, exist_ok=True)
+    with contextlib.closing(lock(workdir)), jax.set_mesh(mesh):
+        return run(config, workdir, mesh, resume)
+
+
+def run(config: Config, workdir: str, mesh: Any, resume: str) -> int:
+    """The run itself, in a workdir that is ours. Nothing in it is overwritten before the checkpoint is seen to fit."""
     import jax
 
     from bert_jax import checkpoint, plan
@@ -208,57 +264,36 @@ def train(config: Config, workdir: str, *, resume: str = "auto", debug: bool = F
     from bert_jax.optimizer import build_optimizer, learning_rate_schedule, warmup_steps
     from bert_jax.progress import Progress
     from bert_jax.recorder import Clock, Recorder
-    from bert_jax.sharding import batch_shards, global_batch, make_mesh
-    from bert_jax.train_state import abstract_state, create_state, train_step
+    from bert_jax.sharding import global_batch
+    from bert_jax.train_state import abstract_state, all_finite, create_state, train_step
 
-    if os.path.exists(workdir) and not os.path.isdir(workdir):
-        raise StorageError(f"--workdir {workdir}: a file, not a folder")
-    jax.config.update("jax_debug_nans", debug)
-    mesh = make_mesh(config.mesh)
-    micro_batch = config.train.global_batch_size // config.optimizer.accumulate
-    if micro_batch % batch_shards(mesh):
-        raise ConfigError(
-            f"train.global_batch_size: {config.train.global_batch_size} / accumulate {config.optimizer.accumulate} "
-            f"is not divisible by the {batch_shards(mesh)} devices that share it; take a multiple"
-        )
     folder = checkpoint.checkpoints_folder(workdir)
-    if resume == "never" and checkpoint.steps(folder):
-        raise ConfigError(f"--resume never: {folder} holds checkpoints; take another --workdir or remove it")
-    start = None if resume == "never" else checkpoint.newest_whole(folder, warn=say)
-    if resume == "must" and start is None:
-        raise checkpoint.CheckpointError(f"--resume must: {folder} holds no checkpoint")
-
-    config, starting = fill_in(config, workdir, start)
+    start = first_step(folder, resume)
+    before = None if start is None else checkpoint.read_manifest(os.path.join(folder, str(start)))
+    config, starting = fill_in(config, workdir, before)
     task = task_module(config).build(config)
     num_steps = total_steps(config, task.rows)
+    if before is not None:
+        check_resumed(config, task, before, num_steps)
     optimizer = build_optimizer(config.optimizer, num_steps, config.model.num_layers)
     if warmup_steps(config.optimizer, num_steps) >= num_steps:
         say(f"note: optimizer.warmup_steps {config.optimizer.warmup_steps} is not below the run's {num_steps} steps")
     size = f"{num_steps:,} steps of {config.train.global_batch_size} on {mesh.size} devices"
     say(f"{config.task.name}: {task.facts}; {size}")
 
-    os.makedirs(workdir, exist_ok=True)
-    locked = lock(workdir)
-    checkpoint.write_json(os.path.join(workdir, "config.json"), config_lib.to_dict(config))
-    write_environment(workdir)
-    task.tokenizer.save(os.path.join(workdir, "tokenizer"))
-    if start is not None:
-        checkpoint.set_aside(folder, start)
-
-    with (
-        contextlib.closing(locked),
-        jax.set_mesh(mesh),
-        contextlib.closing(checkpoint.Checkpointer(folder, keep=config.train.keep)) as checkpoints,
-        contextlib.closing(Recorder(workdir, start or 0)) as recorder,
-        stop_signals() as stop,
-    ):
+    with contextlib.ExitStack() as stack:
+        manager = checkpoint.Checkpointer(folder, keep=config.train.keep)
+        checkpoints = stack.enter_context(contextlib.closing(manager))
         if start is not None:
             state = checkpoints.restore(start, abstract_state(task, optimizer, mesh))
             say(f"resumed at step {start:,}")
         else:
             state = create_state(task, optimizer, mesh, config.train.seed)
-            state = start_from(state, starting) if starting else state
+            state = start_from(state, starting, task.labels) if starting else state
+        write_beginning(config, workdir, task, new=start is None)
         start = start or 0
+        recorder = stack.enter_context(contextlib.closing(Recorder(workdir, start)))
+        stop = stack.enter_context(stop_signals())
 
         clock = Clock()
         key = jax.random.key(config.train.seed, impl="threefry2x32" if jax.default_backend() == "cpu" else "rbg")
@@ -276,11 +311,8 @@ def train(config: Config, workdir: str, *, resume: str = "auto", debug: bool = F
         def finish(pending: tuple[int, dict]) -> dict[str, float]:
             step, metrics = pending
             values = record(task, metrics)
-            if not abs(values["loss"]) < float("inf"):
-                raise NonFiniteLossError(
-                    f"loss is {values['loss']} at step {step}; the newest checkpoint is before it; "
-                    "lower optimizer.learning_rate or lengthen the warm-up, or see --debug"
-                )
+            if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
+                raise not_finite(f"loss {values['loss']}, gradient norm {values['grad_norm']}", step)
             return values
 
         def log(values: dict[str, float], step: int) -> None:
@@ -297,12 +329,25 @@ def train(config: Config, workdir: str, *, resume: str = "auto", debug: bool = F
                 clock.restart()
             progress.update(step, f"loss {values['loss']:.4f}")
 
+        def not_finite(what: str, step: int) -> NonFiniteLossError:
+            remedy = f"; if step {saved} fails again, remove {os.path.join(folder, str(saved))}" if saved else ""
+            return NonFiniteLossError(
+                f"{what} at step {step}: lower optimizer.learning_rate or lengthen the warm-up, and resume{remedy}"
+            )
+
+        def save(step: int) -> None:
+            if not all_finite(state.params):
+                raise not_finite("parameters past all bounds", step)
+            checkpoints.save(state, config=config, labels=task.labels, tokenizer=task.tokenizer.fingerprint)
+
         def evaluate_all(step: int) -> dict[str, dict[str, float]]:
             results = {}
             for name, batches in task.eval_sets.items():
                 if name == "test" and step < num_steps:
                     continue
                 results[name], outputs = evaluate(task, evaluate_batch, state.params, batches(), mesh)
+                if not all(math.isfinite(value) for value in results[name].values()):
+                    raise not_finite(f"{name} metrics {results[name]}", step)
                 if name != "test":
                     recorder.write(step, {f"eval/{metric}": value for metric, value in results[name].items()})
                 if outputs and step == num_steps:
@@ -332,14 +377,14 @@ def train(config: Config, workdir: str, *, resume: str = "auto", debug: bool = F
                     if evaluating:
                         evaluate_all(step)
                     if saving:
-                        checkpoints.save(state, config=config, labels=task.labels)
+                        save(step)
                         saved = step
         if pending is not None:
             log(finish(pending), step)
         progress.close()
         results = {} if stop else evaluate_all(step)
         if saved < step or not checkpoint.steps(folder):
-            checkpoints.save(state, config=config, labels=task.labels)
+            save(step)
         checkpoints.wait()
         if stop:
             say(f"saved step {step:,} in {folder}; the same command goes on from there")
@@ -370,7 +415,8 @@ def model_flops(config: Config, tokens: int) -> float:
     from bert_jax import plan
 
     data = config.data
-    full = plan.step_flops(config.model, 1, data.max_seq_len, data.gather_width, 1)
+    masked = data.gather_width if config.task.name == "pretrain" else 0
+    full = plan.step_flops(config.model, 1, data.max_seq_len, masked, 1)
     return full * tokens / data.max_seq_len
 
 

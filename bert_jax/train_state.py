@@ -44,6 +44,12 @@ def _new_state(init: Callable, optimizer: optax.GradientTransformation, key: jax
     return TrainState(jnp.zeros([], jnp.int32), params, optimizer.init(params))
 
 
+@jax.jit
+def all_finite(params: Params) -> jax.Array:
+    """Whether the norm of all parameters is a float32: false for NaN, infinity, and weights that grew past 1e19."""
+    return jnp.isfinite(optax.tree.norm(params))
+
+
 def split_batch(batch: Batch, parts: int) -> Batch:
     """[B, ...] -> [parts, B / parts, ...], every part with rows of every device, so that no row moves."""
     return jax.tree.map(lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), batch)

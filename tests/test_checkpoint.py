@@ -37,7 +37,12 @@ def saved(parts, small_config, tmp_path_factory) -> Path:
         state = create_state(*parts, mesh, seed=0)
         checkpoints = Checkpointer(folder, keep=3)
         for step in (1, 2, 3):
-            checkpoints.save(dataclasses.replace(state, step=state.step + step), config=small_config, labels=("a", "b"))
+            checkpoints.save(
+                dataclasses.replace(state, step=state.step + step),
+                config=small_config,
+                labels=("a", "b"),
+                tokenizer="t",
+            )
         checkpoints.close()
     return folder
 
@@ -113,7 +118,7 @@ def test_only_the_newest_are_kept(copy, parts, small_config):
     state = restore(copy, parts, mesh)
     checkpoints = Checkpointer(copy, keep=2)
     with jax.set_mesh(mesh):
-        checkpoints.save(dataclasses.replace(state, step=state.step + 1), config=small_config)
+        checkpoints.save(dataclasses.replace(state, step=state.step + 1), config=small_config, tokenizer="t")
     checkpoints.close()
     assert steps(copy) == [4, 3]
 

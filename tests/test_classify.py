@@ -5,14 +5,17 @@ import json
 import random
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from bert_jax import metrics
 from bert_jax.config import Config, DataConfig, OptimizerConfig, TaskConfig, TrainConfig
+from bert_jax.convert import Model
 from bert_jax.errors import ConfigError, DataError
 from bert_jax.tasks import classify
-from bert_jax.train import train
+from bert_jax.train import start_from, train
+from bert_jax.train_state import TrainState
 
 GOOD, BAD = ["good", "great", "useful"], ["bad", "wrong", "error"]
 
@@ -118,6 +121,7 @@ BAD_TABLES = {
     "not JSON": ("t.jsonl", b'{"text": "x", "label": 1}\n{"text"\n', "line 2: not JSON"),
     "a list": ("t.jsonl", b"[1, 2]\n", "line 1: a JSON object"),
     "open quote": ("t.csv", b'text,label\n"never closed,1\n', "line"),
+    "null label": ("t.jsonl", b'{"text": "x", "label": null}\n', "line 1: 'label' holds neither"),
     "unknown ending": ("t.txt", b"x", "ending"),
 }
 
@@ -185,6 +189,44 @@ def test_batches_are_padded_to_few_lengths_and_empty_rows_weigh_nothing(tokenize
     assert not batch["segment_ids"][2:].any()
     share = classify.collate(features, np.array([0, 1]), slice(0, 1), tokenizer.pad_id, 64)
     assert share["input_ids"].shape == (1, 64)  # as long as the whole batch needs
+
+
+def test_tables_with_an_unnamed_column_are_read(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text(",text,label\n0,one,\u00b2\n1,two,3\n", encoding="utf-8")
+    found = classify.read_examples(str(path), TaskConfig())
+    assert [example.text for example in found] == ["one", "two"]
+    assert classify.label_names(str(path), found) == ("3", "\u00b2")
+
+
+def test_resuming_with_other_labels_or_another_tokenizer_is_refused(tables, pretrained, tmp_path):
+    workdir = tmp_path / "run"
+    config = finetune(tables, init_from=str(pretrained))
+    assert train(config, str(workdir)) == 0
+    before = (workdir / "config.json").read_bytes()
+    lines = Path(tables["train"]).read_text().replace(",yes", ",ja").replace(",no", ",nein")
+    (tmp_path / "other.csv").write_text(lines)
+    other = dataclasses.replace(config, task=TaskConfig(name="classify", train=str(tmp_path / "other.csv")))
+    with pytest.raises(ConfigError, match="labels ja, nein are not those of step 62, no, yes"):
+        train(other, str(workdir))
+    assert (workdir / "config.json").read_bytes() == before
+    small = tmp_path / "vocab.txt"
+    small.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n")
+    clash = dataclasses.replace(config, data=DataConfig(max_seq_len=64, tokenizer=str(small)))
+    with pytest.raises(ConfigError, match="not the tokenizer of the weights"):
+        train(clash, str(tmp_path / "clash"))
+
+
+@pytest.mark.parametrize("labels, taken", [(("no", "yes"), True), (("ja", "nein"), False)], ids=str)
+def test_a_classifier_of_other_labels_is_not_taken_over(labels, taken, small_config):
+    params = jax.jit(lambda key: classify.init(small_config.model, 2, key))(jax.random.key(0))
+    weights = jax.tree.map(lambda leaf: np.asarray(leaf) + 1, params)
+    state = TrainState(step=0, params=params, opt_state=())
+    model = Model(weights, small_config.model, "", ("no", "yes"))
+    found = start_from(state, model, labels).params
+    same = np.array_equal(found["classifier"]["dense"]["kernel"], weights["classifier"]["dense"]["kernel"])
+    assert same == taken
+    np.testing.assert_array_equal(found["pooler"]["dense"]["kernel"], weights["pooler"]["dense"]["kernel"])
 
 
 def test_label_order_is_numeric_then_alphabetic():

@@ -67,11 +67,20 @@ def test_faults_are_listed_at_once():
         {"mesh": config_lib.MeshConfig(data=-1, fsdp=-1)},
         {"mesh": config_lib.MeshConfig(tensor=5)},
         {"optimizer": config_lib.OptimizerConfig(accumulate=3)},
+        {"data": DataConfig(path="x", seed=-1)},
+        {"train": TrainConfig(seed=10**20)},
+        {"data": DataConfig(path="x", max_predictions=-4)},
+        {"model": ModelConfig(scan_unroll=-1)},
+        {"train": TrainConfig(eval_batches=-1)},
         {"task": config_lib.TaskConfig(name="classify")},
     ],
 )
 def test_each_fault_is_found(changes):
     assert config_lib.faults(dataclasses.replace(Config(data=DataConfig(path="x")), **changes))
+
+
+def test_more_positions_are_never_gathered_than_a_row_has():
+    assert DataConfig(max_seq_len=10, mask_rate=0.99).gather_width == 10
 
 
 def test_sound_defaults_have_no_fault():

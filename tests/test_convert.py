@@ -12,6 +12,7 @@ from bert_jax import convert
 from bert_jax.command import load_config
 from bert_jax.config import ModelConfig
 from bert_jax.errors import CheckpointError
+from bert_jax.sharding import named_leaves
 from bert_jax.tasks import classify, pretrain
 from bert_jax.train import train
 from tests.test_config import CONFIGS
@@ -52,9 +53,9 @@ def test_out_and_in_again_bit_for_bit(params, tokenizer, tmp_path):
     convert.save_model(str(folder), params, model, tokenizer, labels=("a", "b", "c"), step=7)
     found = convert.load_model(str(folder))
     assert found.config == model and found.labels == ("a", "b", "c")
-    flat = convert.flatten(found.params)
-    assert flat.keys() == convert.flatten(params).keys()
-    for name, value in convert.flatten(params).items():
+    flat = named_leaves(found.params)
+    assert flat.keys() == named_leaves(params).keys()
+    for name, value in named_leaves(params).items():
         np.testing.assert_array_equal(flat[name], value, err_msg=name)
     convert.save_model(str(folder), params, model, tokenizer, step=8)  # replaced
     assert json.loads((folder / "config.json").read_text())["bert_jax_step"] == 8
@@ -75,12 +76,12 @@ def test_workdir_step_and_model_directory_are_the_same_weights(small_config, tmp
     models = [convert.load_model(str(path)) for path in paths]
     for model in models[1:]:
         assert model.config == models[0].config
-        for name, value in convert.flatten(model.params).items():
+        for name, value in named_leaves(model.params).items():
             if name in convert.PADDED:
-                value, expected = value[: model.config.vocab_size], convert.flatten(models[0].params)[name]
+                value, expected = value[: model.config.vocab_size], named_leaves(models[0].params)[name]
                 np.testing.assert_array_equal(value, expected[: model.config.vocab_size])
             else:
-                np.testing.assert_array_equal(value, convert.flatten(models[0].params)[name], err_msg=name)
+                np.testing.assert_array_equal(value, named_leaves(models[0].params)[name], err_msg=name)
     longer = dataclasses.replace(small_config, train=dataclasses.replace(small_config.train, num_steps=30))
     exported = (workdir / "model").rename(tmp_path / "aside")
     train(longer, str(workdir))

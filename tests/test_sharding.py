@@ -104,6 +104,15 @@ def test_mesh_sizes_are_checked():
             make_mesh(wrong)
 
 
+@pytest.mark.parametrize("model", [{"mlp_dim": 65}, {"hidden_size": 36, "num_heads": 2}], ids=str)
+def test_arrays_that_the_mesh_cannot_split_are_named(small_config, model):
+    task, optimizer, mesh = build(small_config, (1, 4, 2), **model)
+    if "hidden_size" in model:
+        mesh = make_mesh(MeshConfig(1, 8, 1))
+    with jax.set_mesh(mesh), pytest.raises(ConfigError, match="mesh: .* splits .*layers/"):
+        create_state(task, optimizer, mesh, seed=0)
+
+
 def test_no_step_of_the_compiler_replicates_by_force(small_config, capfd):
     """XLA says "Involuntary full rematerialization" when it cannot follow the shardings."""
     run(small_config, (2, 2, 2), steps=1)

@@ -16,13 +16,15 @@ import numpy as np
 import pytest
 
 from bert_jax import checkpoint
-from bert_jax.config import ModelConfig, OptimizerConfig, TrainConfig
+from bert_jax.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from bert_jax.data import pipeline
-from bert_jax.data.prepare import load_manifest
+from bert_jax.data.prepare import load_manifest, prepare
+from bert_jax.data.tokenizer import load_tokenizer
 from bert_jax.errors import CheckpointError, ConfigError, NonFiniteLossError
 from bert_jax.train import lock, train
 
 STEPS = 200
+ROOT = Path(__file__).parent.parent
 
 
 def metrics_of(workdir) -> list[dict]:
@@ -43,7 +45,7 @@ def command(workdir, config, *more) -> list[str]:
     flags += [f"--data.path={config.data.path}", f"--data.max_seq_len={config.data.max_seq_len}"]
     flags += [f"--train.num_steps={STEPS}", "--train.global_batch_size=16", "--train.log_every=1"]
     flags += ["--train.save_every=20", "--train.eval_batches=2"]
-    tiny = Path(__file__).parent.parent / "configs" / "tiny.py"
+    tiny = ROOT / "configs" / "tiny.py"
     return [sys.executable, "-m", "bert_jax.train", "--config", str(tiny), "--workdir", str(workdir), *flags, *more]
 
 
@@ -54,7 +56,7 @@ def start(workdir, config, *more) -> subprocess.Popen:
         env=environment,
         stderr=subprocess.PIPE,
         text=True,
-        cwd=Path(__file__).parent.parent,
+        cwd=ROOT,
     )
 
 
@@ -150,6 +152,68 @@ def test_two_runs_do_not_share_a_workdir(small_config, tmp_path):
         train(small_config, str(tmp_path))
 
 
+def test_a_resume_that_cannot_go_on_changes_nothing(small_config, tmp_path):
+    workdir = tmp_path / "run"
+    assert train(small_config, str(workdir)) == 0
+    files = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    wider = dataclasses.replace(small_config, model=dataclasses.replace(small_config.model, mlp_dim=128))
+    with pytest.raises(CheckpointError, match="another --workdir"):
+        train(wider, str(workdir))
+    shorter = dataclasses.replace(small_config, train=dataclasses.replace(small_config.train, num_steps=4))
+    with pytest.raises(ConfigError, match="train.num_steps: 4, but the workdir is at step 20"):
+        train(shorter, str(workdir))
+    assert {path: path.read_bytes() for path in files} == files
+
+
+def test_rows_of_another_tokenizer_are_refused(small_config, corpus, tokenizer, tmp_path):
+    """The same number of pieces, and other pieces."""
+    vocabulary = tmp_path / "vocab.txt"
+    pieces = [tokenizer.id_to_token(number) for number in range(tokenizer.vocab_size)]
+    vocabulary.write_text("\n".join([*pieces[:5], *reversed(pieces[5:])]) + "\n", encoding="utf-8")
+    other = load_tokenizer(vocabulary, lowercase=True, strip_accents=True)
+    other.save(tmp_path / "other")
+    data = dataclasses.replace(small_config.data, tokenizer=str(tmp_path / "other"))
+    with pytest.raises(ConfigError, match="data.tokenizer: .* was prepared with another"):
+        train(dataclasses.replace(small_config, data=data), str(tmp_path / "run"))
+    workdir = tmp_path / "resumed"
+    assert train(small_config, str(workdir)) == 0
+    rows = DataConfig(max_seq_len=64, documents="blank-line", workers=1)
+    prepare([str(corpus)], tmp_path / "rows", tokenizer=other, data=rows, report=False)
+    data = dataclasses.replace(small_config.data, path=str(tmp_path / "rows"))
+    with pytest.raises(ConfigError, match="trained with another tokenizer"):
+        train(dataclasses.replace(small_config, data=data), str(workdir))
+
+
+def test_a_kill_in_the_first_save_starts_anew(small_config, tmp_path):
+    torn = tmp_path / "run" / "checkpoints" / "10"
+    torn.mkdir(parents=True)
+    (torn / "something").write_text("half")
+    assert train(small_config, str(tmp_path / "run")) == 0
+    assert (tmp_path / "run" / "checkpoints" / "10.unusable").is_dir()
+
+
+@pytest.mark.parametrize("rate, steps", [(1e38, 1), (1e30, 3)])
+def test_weights_past_all_bounds_are_never_saved(small_config, tmp_path, rate, steps):
+    hot = dataclasses.replace(
+        small_config,
+        optimizer=OptimizerConfig(learning_rate=rate, warmup_steps=0, schedule="constant"),
+        train=dataclasses.replace(small_config.train, num_steps=steps, save_every=1),
+    )
+    with pytest.raises(NonFiniteLossError, match="at step 1"):
+        train(hot, str(tmp_path))
+    assert checkpoint.steps(checkpoint.checkpoints_folder(tmp_path)) == []
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_a_full_disk_is_a_storage_error(small_config, tmp_path):
+    words = ["bash", "-c", 'ulimit -f 100; exec "$@"', "bash", *command(tmp_path / "run", small_config)]
+    done = subprocess.run(
+        words, capture_output=True, text=True, env={**os.environ, "XLA_FLAGS": ""}, timeout=120, cwd=ROOT
+    )
+    assert done.returncode == 5, done.stderr[-2000:]
+    assert "cannot be written" in done.stderr.splitlines()[-1]  # TensorStore's own threads may print before it
+
+
 def test_resume_must_find_something(small_config, tmp_path):
     with pytest.raises(CheckpointError, match="--resume must"):
         train(small_config, str(tmp_path / "empty"), resume="must")
@@ -159,7 +223,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_without_saving_it(small_config, 
     hot = dataclasses.replace(
         small_config, optimizer=OptimizerConfig(learning_rate=1e20, warmup_steps=0, clip_norm=0.0, schedule="constant")
     )
-    with pytest.raises(NonFiniteLossError, match="loss is (nan|inf)"):
+    with pytest.raises(NonFiniteLossError, match="loss (nan|inf)"):
         train(hot, str(tmp_path / "hot"))
     for step in checkpoint.steps(checkpoint.checkpoints_folder(tmp_path / "hot")):
         params = checkpoint.load_params(str(tmp_path / "hot" / "checkpoints" / str(step)))[0]

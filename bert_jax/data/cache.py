@@ -5,7 +5,6 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from bert_jax.config import DataConfig
 from bert_jax.data import prepare
 from bert_jax.data.corpus import read_documents, resolve_inputs
-from bert_jax.data.tokenizer import Tokenizer, load_tokenizer
+from bert_jax.data.tokenizer import Tokenizer, load_tokenizer, publish
 from bert_jax.data.tokenizer_training import train_tokenizer
 from bert_jax.errors import ConfigError
 
@@ -68,11 +67,9 @@ def _tokenizer(data: DataConfig, vocab_size: int, text: dict[str, Any]) -> Token
         print(f"training a WordPiece vocabulary of {vocab_size:,} on {data.path}", file=sys.stderr)
         documents = read_documents([data.path], text_field=data.text_field, documents=data.documents)
         tokenizer = train_tokenizer("wordpiece", (document.text for document in documents), **switches)
-        partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
-        tokenizer.save(partial)
+        folder.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(OSError):  # another run has trained the same meanwhile
-            os.rename(partial, folder)
-        shutil.rmtree(partial, ignore_errors=True)
+            publish(tokenizer, folder)
     return load_tokenizer(folder)
 
 

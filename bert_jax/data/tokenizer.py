@@ -487,13 +487,13 @@ def _run_train(args: argparse.Namespace) -> None:
         lowercase=args.lowercase,
         strip_accents=args.strip_accents,
     )
-    _publish(tokenizer, output)
+    publish(tokenizer, output)
     print(f"{output}: {tokenizer.vocab_size} pieces, fingerprint {tokenizer.fingerprint[:16]}")
 
 
-def _publish(tokenizer: Tokenizer, output: Path) -> None:
-    """Writes beside `output` and renames: a killed run leaves nothing that looks finished."""
-    output = output.absolute()
+def publish(tokenizer: Tokenizer, output: str | os.PathLike) -> None:
+    """Saves into the new folder `output`, whole or not at all: a killed run leaves nothing that looks finished."""
+    output = Path(output).absolute()
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
         tokenizer.save(temporary)

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bert_jax.config import ModelConfig
-from bert_jax.data.tokenizer import Tokenizer
+from bert_jax.data.tokenizer import Tokenizer, load_tokenizer
+from bert_jax.errors import ConfigError
 from bert_jax.model import Encoder
 
 Params = dict[str, Any]
@@ -50,6 +51,16 @@ class Task(NamedTuple):
     """outputs of a whole evaluation set -> metrics."""
     write_predictions: Callable[[str, str, dict[str, np.ndarray]], None] | None = None
     """(folder, evaluation set, outputs) -> files with one prediction an example."""
+
+
+def choose_tokenizer(named: str, of_weights: str) -> str:
+    """Path of a run's tokenizer: that of the weights it starts from, else `data.tokenizer`; "" when there is neither.
+
+    Raises ConfigError when both are given and differ: ids would mean other pieces than the weights learned.
+    """
+    if named and of_weights and load_tokenizer(named).fingerprint != load_tokenizer(of_weights).fingerprint:
+        raise ConfigError(f"data.tokenizer: {named} is not the tokenizer of the weights, {of_weights}; leave it out")
+    return of_weights or named
 
 
 def encode(config: ModelConfig, params: Params, batch: Batch, dropout_key: jax.Array | None) -> jax.Array:

@@ -19,8 +19,9 @@ from bert_jax.data.tokenizer import Tokenizer, load_tokenizer
 from bert_jax.errors import ConfigError, DataError
 from bert_jax.heads import ClassifierHead, Pooler
 from bert_jax.metrics import accuracy, f1, macro_f1
-from bert_jax.tasks import Batch, Params, Sums, Task, encode, init_encoder, loss_and_accuracy
+from bert_jax.tasks import Batch, Params, Sums, Task, choose_tokenizer, encode, init_encoder, loss_and_accuracy
 
+_REST = object()  # key of cells beyond the header
 LENGTH_STEP = 32  # batches are padded to a multiple of this, so that few shapes compile
 
 
@@ -41,8 +42,11 @@ class Features(NamedTuple):
     labels: np.ndarray
 
 
-def read_table(path: str) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line, row) of a CSV, TSV or JSONL file with named columns. Raises DataError naming file and line."""
+def read_table(path: str) -> Iterator[tuple[int, dict[str, str | None]]]:
+    """(line, row) of a CSV, TSV or JSONL file with named columns; None is JSON that is neither text nor a number.
+
+    Raises DataError naming file and line.
+    """
     kind = path.rsplit(".", 1)[-1].lower()
     if kind not in ("csv", "tsv", "jsonl"):
         raise DataError(f"{path}: the ending must be .csv, .tsv or .jsonl")
@@ -59,10 +63,10 @@ def read_table(path: str) -> Iterator[tuple[int, dict[str, str]]]:
                 return
             # TSV as the field publishes it: no quoting, quotes may be unbalanced.
             style = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if kind == "tsv" else {}
-            reader = csv.DictReader(file, strict=True, restkey="", **style)
+            reader = csv.DictReader(file, strict=True, restkey=_REST, **style)
             for row in reader:
                 line = reader.line_num
-                if "" in row or None in row.values():
+                if _REST in row or None in row.values():
                     raise DataError(
                         f"{path}: line {line}: not as many columns as the header's {len(reader.fieldnames)}"
                     )
@@ -73,35 +77,42 @@ def read_table(path: str) -> Iterator[tuple[int, dict[str, str]]]:
         raise DataError(f"{path}: after line {line}: {error}") from error
 
 
-def _json_row(path: str, line: int, text: str) -> dict[str, str]:
+def _json_row(path: str, line: int, text: str) -> dict[str, str | None]:
     try:
         row = json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(f"{path}: line {line}: not JSON ({error.msg})") from error
     if not isinstance(row, dict):
         raise DataError(f"{path}: line {line}: a JSON object is wanted, like {{'text': …, 'label': …}}")
-    return {key: str(value) for key, value in row.items()}
+    return {key: str(value) if isinstance(value, str | int | float) else None for key, value in row.items()}
 
 
-def read_examples(path: str, task: TaskConfig, *, labelled: bool = True) -> list[Example]:
-    """All examples of a file; `labelled=False` lets the label column be absent."""
+def read_examples(path: str, task: TaskConfig) -> list[Example]:
+    """All labelled examples of a file, at least one."""
+    examples = list(iterate_examples(path, task))
+    if not examples:
+        raise DataError(f"{path}: no examples in it")
+    return examples
+
+
+def iterate_examples(path: str, task: TaskConfig, *, labelled: bool = True) -> Iterator[Example]:
+    """The examples of a file, one after the other; `labelled=False` lets the label column be absent."""
     columns = [task.text_column, *filter(None, [task.text_pair_column]), *([task.label_column] if labelled else [])]
-    examples = []
     for line, row in read_table(path):
         missing = [column for column in columns if column not in row]
         if missing:
             raise DataError(
                 f"{path}: line {line}: no column {missing[0]!r}{did_you_mean(missing[0], row)}; "
-                "name the columns with --task.text-column, --task.text-pair-column and --task.label-column"
+                "name the columns with the options text-column, text-pair-column and label-column"
             )
+        empty = [column for column in columns if row[column] is None]
+        if empty:
+            raise DataError(f"{path}: line {line}: {empty[0]!r} holds neither text nor a number")
         pair = row[task.text_pair_column] if task.text_pair_column else None
-        label = row.get(task.label_column, "").strip()
+        label = (row.get(task.label_column) or "").strip()
         if labelled and not label:
             raise DataError(f"{path}: line {line}: empty label in column {task.label_column!r}")
-        examples.append(Example(row[task.text_column], pair, label, line))
-    if not examples:
-        raise DataError(f"{path}: no examples in it")
-    return examples
+        yield Example(row[task.text_column], pair, label, line)
 
 
 def label_names(path: str, examples: list[Example]) -> tuple[str, ...]:
@@ -109,7 +120,7 @@ def label_names(path: str, examples: list[Example]) -> tuple[str, ...]:
     names = {example.label for example in examples}
     if len(names) < 2:
         raise DataError(f"{path}: every example has the label {names.pop()!r}; two at least are needed")
-    return tuple(sorted(names, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name)))
+    return tuple(sorted(names, key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name)))
 
 
 def truncate_pair(first: list[int], second: list[int], room: int) -> tuple[list[int], list[int]]:
@@ -234,7 +245,7 @@ def known_rows(config: Config) -> int | None:
 
 def complete(config: Config, tokenizer: str) -> Config:
     """Sets `data.tokenizer` to `tokenizer`, that of the weights, when the run starts from some."""
-    path = tokenizer or config.data.tokenizer
+    path = choose_tokenizer(config.data.tokenizer, tokenizer)
     if not path:
         raise ConfigError("data.tokenizer: name one, or start from weights with --train.init-from")
     return dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=path))

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 
 from bert_jax.config import Config, ModelConfig
 from bert_jax.data import cache, pipeline, prepare
+from bert_jax.data.corpus import resolve_inputs
 from bert_jax.data.tokenizer import load_tokenizer
 from bert_jax.errors import ConfigError
 from bert_jax.heads import ClassifierHead, MlmHead, Pooler
-from bert_jax.tasks import Batch, Params, Sums, Task, encode, gather, init_encoder, loss_and_accuracy
+from bert_jax.tasks import Batch, Params, Sums, Task, choose_tokenizer, encode, gather, init_encoder, loss_and_accuracy
 
 LOSSES = ("masked_lm_loss", "next_sentence_loss")
 
@@ -67,8 +68,9 @@ def init_params(config: Config, key: jax.Array) -> Params:
 
 
 def known_rows(config: Config) -> int | None:
-    """Training rows of an epoch, if the text is prepared already."""
+    """Training rows of an epoch, if the text is prepared already; raises DataError if there is no such text."""
     if not cache.is_prepared(config.data.path):
+        resolve_inputs([config.data.path])
         return None
     return prepare.load_manifest(config.data.path)["splits"]["train"]["rows"]
 
@@ -78,7 +80,7 @@ def complete(config: Config, tokenizer: str) -> Config:
 
     A vocabulary that is trained here may find fewer pieces than asked for; the model then has as many as there are.
     """
-    data = dataclasses.replace(config.data, tokenizer=config.data.tokenizer or tokenizer)
+    data = dataclasses.replace(config.data, tokenizer=choose_tokenizer(config.data.tokenizer, tokenizer))
     trained = not data.tokenizer and not cache.is_prepared(data.path)
     folder = cache.prepared_folder(data, config.model.vocab_size)
     model = config.model
@@ -123,6 +125,11 @@ def check_fit(config: Config, folder: str, manifest: dict) -> None:
         raise ConfigError(
             f"model.vocab_size: {config.model.vocab_size}, but {folder} was prepared with a vocabulary of "
             f"{manifest['vocab_size']}; set --model.vocab-size {manifest['vocab_size']}"
+        )
+    named = config.data.tokenizer
+    if named and load_tokenizer(named).fingerprint != manifest["tokenizer_fingerprint"]:
+        raise ConfigError(
+            f"data.tokenizer: {folder} was prepared with another one than {named}; prepare the text again"
         )
     if settings["max_seq_len"] != config.data.max_seq_len:
         raise ConfigError(
