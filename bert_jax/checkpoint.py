@@ -17,6 +17,7 @@ import os
 import shutil
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -235,6 +236,7 @@ def _storage(folder: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, RuntimeError) as error:
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # each of its unfinished writes would log a traceback
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)  # nor did the rest begin
         reason = " ".join(str(error).split())[:200]
         raise StorageError(f"{folder}: the checkpoint cannot be written ({reason}); make room, then resume") from error
 

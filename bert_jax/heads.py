@@ -36,10 +36,11 @@ class MlmHead(nn.Module):
         kernel, bias = Affine((size, size), config.initializer_range, name="transform")(hidden.dtype)
         x = ACTIVATIONS[config.hidden_act](hidden @ kernel + bias)
         x = LayerNorm(config.layer_norm_epsilon, name="norm")(x)
-        logits = jnp.einsum(
-            "...d,vd->...v", x, token_embedding.astype(x.dtype), preferred_element_type=jnp.float32
-        ) + self.param("bias", nn.initializers.zeros, (padded,))
-        return jnp.where(jnp.arange(padded) < config.vocab_size, logits, MASKED)
+        bias = self.param("bias", nn.initializers.zeros, (padded,))
+        # Padding is masked in the bias: a pass over the vocabulary, not one over the logits.
+        bias = jnp.where(jnp.arange(padded) < config.vocab_size, bias, MASKED)
+        table = token_embedding.astype(x.dtype)
+        return jnp.einsum("...d,vd->...v", x, table, preferred_element_type=jnp.float32) + bias
 
 
 class ClassifierHead(nn.Module):

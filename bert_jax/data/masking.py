@@ -58,9 +58,8 @@ def mask_tokens(
       masked_lm_weights float32 [B, P] is 0.
     """
     rows, length = input_ids.shape
-    words = random_words(
-        key, first_row, rows, length + gather_width + 2
-    )  # the last two: luck of a word, rounding of the count
+    # The last two words of a row: luck of a word, rounding of the count.
+    words = random_words(key, first_row, rows, length + gather_width + 2)
     regular = vocabulary.regular[input_ids]  # [B, S]
     wanted = (mask_rate * regular.sum(1) + _uniform(words[:, -1])).astype(np.int64)
     wanted = np.minimum(wanted, gather_width)
@@ -69,14 +68,19 @@ def mask_tokens(
     else:
         starts = _word_starts(regular, vocabulary.continuation[input_ids])
         positions = _choose_words(words, regular, starts, wanted, gather_width)
+    return _replace(input_ids, positions, words[:, length : length + gather_width], vocabulary)
+
+
+def _replace(
+    input_ids: np.ndarray, positions: np.ndarray, words: np.ndarray, vocabulary: Vocabulary
+) -> dict[str, np.ndarray]:
+    """The batch of `mask_tokens`, once `positions` [B, P] are chosen; `words` [B, P] decide what stands there."""
     chosen = positions != _NOT_CHOSEN
     positions = np.where(chosen, positions, 0).astype(np.int32)
     original = np.where(chosen, np.take_along_axis(input_ids, positions, 1), 0)
     masked = input_ids.copy()
     row, column = np.nonzero(chosen)
-    masked[row, positions[row, column]] = _replacements(
-        words[:, length : length + gather_width][row, column], original[row, column], vocabulary
-    )
+    masked[row, positions[row, column]] = _replacements(words[row, column], original[row, column], vocabulary)
     return {
         "input_ids": masked,
         "masked_lm_positions": positions,

@@ -120,9 +120,11 @@ class Tokenizer:
         return self._backend.decode([int(index) for index in ids if int(index) not in hidden]).strip(" ")
 
     def id_to_token(self, index: int) -> str:
+        """The piece with this id."""
         return self._pieces[index]
 
     def token_to_id(self, token: str) -> int | None:
+        """The id of this piece; None when the vocabulary has none."""
         return self._id_of.get(token)
 
     def save(self, folder: str | os.PathLike) -> None:
@@ -159,7 +161,12 @@ def _spellings(role: str, names: dict[str, str]) -> tuple[str, ...]:
 
 
 class _HuggingFace:
-    """A `tokenizer.json`: one copy that sees special pieces in a text, and one to which they are text."""
+    """A `tokenizer.json`: one copy that sees special pieces in a text, and one to which they are text.
+
+    Both back ends have `pieces`, `special_ids`, `rules` (what decides their output), `splits_chinese`, and
+    `recognise(names)` (special pieces for `spans`), `continues(piece)`, `batch(texts)` -> ids, `spans(text)` -> pieces
+    with ids and offsets, `decode(ids)`, `save(folder)` -> the class that transformers gives such files.
+    """
 
     def __init__(self, spec: Spec):
         self._aware, self._blind = _parse_json(spec), _parse_json(spec)

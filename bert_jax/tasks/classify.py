@@ -225,22 +225,23 @@ def write_predictions(labels: tuple[str, ...], folder: str, name: str, found: di
             file.write(f"{index}\t{labels[row.argmax()]}\t{row.max():.6f}\t{labels[true]}\n")
 
 
-def draw(examples: list[Example], count: int, seed: int) -> list[Example]:
-    """A random `count` of the examples (all, when 0)."""
+def training_examples(task: TaskConfig, seed: int) -> list[Example]:
+    """The training file's examples, or a random `max_train_examples` of them."""
+    examples, count = read_examples(task.train, task), task.max_train_examples
     if not 0 < count < len(examples):
         return examples
     return [examples[i] for i in np.sort(np.random.default_rng(seed).permutation(len(examples))[:count])]
 
 
 def init_params(config: Config, key: jax.Array) -> Params:
-    """`init` for a whole configuration, with the labels that its training file names."""
-    return init(config.model, len(label_names(config.task.train, read_examples(config.task.train, config.task))), key)
+    """`init` for a whole configuration, with the labels that its training examples name."""
+    examples = training_examples(config.task, config.train.seed)
+    return init(config.model, len(label_names(config.task.train, examples)), key)
 
 
 def known_rows(config: Config) -> int | None:
     """Training examples of an epoch."""
-    count = len(read_examples(config.task.train, config.task))
-    return min(count, config.task.max_train_examples or count)
+    return len(training_examples(config.task, config.train.seed))
 
 
 def complete(config: Config, tokenizer: str) -> Config:
@@ -260,7 +261,7 @@ def build(config: Config) -> Task:
             f"model.vocab_size: {config.model.vocab_size}, but {config.data.tokenizer} has {tokenizer.vocab_size} "
             f"pieces; set --model.vocab-size {tokenizer.vocab_size}"
         )
-    examples = draw(read_examples(task.train, task), task.max_train_examples, config.train.seed)
+    examples = training_examples(task, config.train.seed)
     labels = label_names(task.train, examples)
     sets = {
         name: featurize(examples if name == "train" else read_examples(path, task), tokenizer, length, labels, path)
