@@ -1,26 +1,35 @@
-"""A loaded model and what it can be asked. The pure functions behind it take parameters explicitly (`tasks/`)."""
+"""A loaded model and what it can be asked. The pure functions behind it take parameters explicitly (`tasks/`).
+
+Texts are read in chunks, sorted by length inside a chunk, and run in batches of few shapes, so that little is padding
+and little is compiled; results come in the order of the texts.
+"""
 
 import functools
-from collections.abc import Iterable, Iterator
+import itertools
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bert_jax.config import cache_folder
 from bert_jax.convert import Model, load_model
+from bert_jax.data.features import Features, collate, featurize
 from bert_jax.data.tokenizer import Tokenizer, load_tokenizer
 from bert_jax.errors import ConfigError, DataError
-from bert_jax.tasks import Batch, Params, encode, gather, pretrain
-from bert_jax.tasks.classify import Example, Features, collate, featurize
-from bert_jax.tasks.classify import logits as class_logits
+from bert_jax.tasks import Batch, Params, classify, embed, encode, gather, ner, pretrain, squad
 
-BATCH_SIZE = 32
+Text = str | tuple[str, str]
+CHUNK = 2048  # texts in memory at a time
+LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # of batches
+BATCH_TOKENS = 4096  # of a full batch, padding included
 FILL_WIDTH = 8  # masks of a text are padded to a multiple of this
 
 
 class Bert:
-    """A loaded model. The pure functions behind it take parameters explicitly (`tasks/`)."""
+    """A loaded model; made by `bert_jax.load`."""
 
     def __init__(self, model: Model):
         self.params: Params = jax.tree.map(jnp.asarray, model.params)
@@ -31,8 +40,9 @@ class Bert:
                 f"{model.tokenizer}: the tokenizer has {self.tokenizer.vocab_size} pieces, the model only "
                 f"{self.config.vocab_size}; they do not belong together"
             )
-        self._fill = jax.jit(functools.partial(_fill_logits, self.config))
-        self._classify = jax.jit(functools.partial(class_logits, self.config))
+        self._jit = functools.cache(lambda function, **settings: jax.jit(functools.partial(function, **settings)))
+
+    # Masks
 
     def fill_mask(self, text: str, top: int = 5) -> list[list[dict[str, Any]]]:
         """For each [MASK] of `text`, its `top` pieces: {"token", "id", "probability", "text"}, best first.
@@ -47,11 +57,13 @@ class Bert:
         places = np.flatnonzero(ids == self.tokenizer.mask_id)
         if not len(places):
             raise DataError(f"text: no {self.tokenizer.id_to_token(self.tokenizer.mask_id)} in {text!r}")
-        features = Features([ids], [np.zeros_like(ids)], np.zeros(1, np.int32))
-        batch = self._collate(features, np.array([0]))
+        features = Features([ids], [np.zeros_like(ids)])
+        length = _padded(len(ids), self.config.max_position_embeddings)
+        batch = collate(features, np.array([0]), self.tokenizer.pad_id, length)
         padded = np.zeros((1, -(-len(places) // FILL_WIDTH) * FILL_WIDTH), np.int32)
         padded[0, : len(places)] = places
-        probabilities = np.asarray(self._fill(self.params, batch, padded))[0]
+        fill = self._jit(_fill, config=self.config)
+        probabilities = np.asarray(fill(params=self.params, batch=batch, places=padded))[0]
         return [self._best(row, ids, place, top) for row, place in zip(probabilities, places, strict=False)]
 
     def _best(self, probabilities: np.ndarray, ids: np.ndarray, place: int, top: int) -> list[dict[str, Any]]:
@@ -69,30 +81,16 @@ class Bert:
             )
         return found
 
-    def classify(self, texts: Iterable[str | tuple[str, str]]) -> list[dict[str, Any]]:
+    # Texts and pairs
+
+    def classify(self, texts: Iterable[Text]) -> list[dict[str, Any]]:
         """One {"label", "probability", "probabilities"} a text or (text, pair), in their order."""
         return list(self.classify_stream(texts))
 
-    def classify_stream(self, texts: Iterable[str | tuple[str, str]]) -> Iterator[dict[str, Any]]:
+    def classify_stream(self, texts: Iterable[Text]) -> Iterator[dict[str, Any]]:
         """`classify` in bounded memory: reads `texts` as results are taken."""
         self._need("classifier", "classify", "a model that was fine-tuned with labels")
-        for chunk in _chunks(texts, BATCH_SIZE * 16):
-            examples = [Example(*_pair(text), "", 0) for text in chunk]
-            features = featurize(examples, self.tokenizer, self.config.max_position_embeddings, None, "")
-            yield from self._classify_features(features)
-
-    def _classify_features(self, features: Features) -> list[dict[str, Any]]:
-        lengths = np.array([len(ids) for ids in features.ids])
-        order = np.argsort(lengths, kind="stable")  # neighbours in length share a batch, so little is padding
-        results: list[dict[str, Any]] = [{}] * len(order)
-        for start in range(0, len(order), BATCH_SIZE):
-            numbers = np.full(BATCH_SIZE, -1)
-            numbers[: len(order) - start] = order[start : start + BATCH_SIZE]
-            logits = self._classify(self.params, self._collate(features, numbers))
-            for number, row in zip(numbers, np.asarray(jax.nn.softmax(logits)), strict=True):
-                if number >= 0:
-                    results[number] = self._labelled(row)
-        return results
+        yield from map(self._labelled, self._stream(classify.probabilities, texts))
 
     def _labelled(self, probabilities: np.ndarray) -> dict[str, Any]:
         values = [round(float(value), 6) for value in probabilities]
@@ -103,35 +101,181 @@ class Bert:
             "probabilities": dict(zip(self.labels, values, strict=True)),
         }
 
-    def _collate(self, features: Features, numbers: np.ndarray) -> Batch:
-        whole = slice(0, len(numbers))
-        return collate(features, numbers, whole, self.tokenizer.pad_id, self.config.max_position_embeddings)
+    def embed(self, texts: Iterable[Text], pooling: str = "mean", layers: Iterable[int] | str = ()) -> np.ndarray:
+        """Vectors of texts, as `tasks.embed.vectors` describes them: float32 [T, D], [T, 4 D] or [T, layers, D].
+
+        `layers` are numbers from 0, the embeddings, to the number of layers, or "all".
+        """
+        found = list(self.embed_stream(texts, pooling, layers))
+        return np.stack(found) if found else np.zeros((0, self.config.hidden_size), np.float32)
+
+    def embed_stream(
+        self, texts: Iterable[Text], pooling: str = "mean", layers: Iterable[int] | str = ()
+    ) -> Iterator[np.ndarray]:
+        """`embed` in bounded memory: one array a text."""
+        known = range(self.config.num_layers + 1)
+        chosen = tuple(known) if layers == "all" else tuple(layers)
+        if pooling not in embed.POOLINGS:
+            raise ConfigError(f"pooling: {pooling!r} is none of {', '.join(embed.POOLINGS)}")
+        if any(layer not in known for layer in chosen):
+            raise ConfigError(f"layers: {list(chosen)}, but the model's go from 0 (embeddings) to {known[-1]}")
+        if pooling == "last4" and chosen:
+            raise ConfigError("layers: pooling last4 says itself which layers")
+        yield from self._stream(embed.vectors, texts, pooling=pooling, layers=chosen)
+
+    def similarity(self, pairs: Iterable[tuple[str, str]]) -> list[float]:
+        """Cosine of the mean vectors of each pair of texts."""
+        return list(self.similarity_stream(pairs))
+
+    def similarity_stream(self, pairs: Iterable[tuple[str, str]]) -> Iterator[float]:
+        """`similarity` in bounded memory."""
+        vectors = self.embed_stream(itertools.chain.from_iterable(pairs))
+        for first, second in zip(vectors, vectors, strict=True):
+            yield float(embed.cosine(first, second))
+
+    # Words and spans
+
+    def tag(self, text: str) -> dict[str, Any]:
+        """{"words", "labels", "entities"}: a label a word, and {"kind", "text", "start", "end"} of what they spell."""
+        return next(self.tag_stream([text]))
+
+    def tag_stream(self, texts: Iterable[str]) -> Iterator[dict[str, Any]]:
+        """`tag` of many texts; those longer than the model reads go through it in overlapping windows."""
+        self._need("tagger", "tag", "a model that was fine-tuned for words")
+        for text in texts:
+            spans = [match.span() for match in ner.WORD.finditer(text)]
+            words = [text[start:end] for start, end in spans]
+            labels = self.tag_words(words)
+            found = [
+                {"kind": kind, "text": text[spans[first][0] : spans[last - 1][1]]}
+                | {"start": spans[first][0], "end": spans[last - 1][1]}
+                for kind, first, last in ner.entities(labels)
+            ]
+            yield {"words": words, "labels": labels, "entities": found}
+
+    def tag_words(self, words: list[str]) -> list[str]:
+        """A label for each word: that of its first piece."""
+        pieces = [ids or [self.tokenizer.unk_id] for ids in self.tokenizer.encode_batch(words)]
+        room = self.config.max_position_embeddings - 2
+        ranges = ner.windows([len(ids) for ids in pieces], room)
+        ids, starts = [], []
+        for first, last in ranges:
+            parts = [part[:room] for part in pieces[first:last]]
+            flat = [self.tokenizer.cls_id, *itertools.chain.from_iterable(parts), self.tokenizer.sep_id]
+            ids.append(np.array(flat, np.int32))
+            starts.append(1 + np.cumsum([0, *map(len, parts[:-1])]))
+        scores = self._run(ner.logits, Features(ids, [np.zeros_like(row) for row in ids]))
+        labels = []
+        for word in range(len(words)):
+            window = ner.best_window(word, ranges)
+            labels.append(self.labels[scores[window][starts[window][word - ranges[window][0]]].argmax()])
+        return labels
+
+    def answer(self, question: str, context: str, top: int = 1) -> list[dict[str, Any]]:
+        """The `top` spans of `context` that answer `question`: {"text", "score", "start", "end"}, best first.
+
+        `score` is the sum of the logits of start and end. A context longer than the model reads is gone through in
+        overlapping windows; a question is cut to 64 pieces, as in google-research/bert, or half of what it reads.
+        """
+        self._need("span_head", "answer", "a model that was fine-tuned on questions")
+        asked = self.tokenizer.encode_batch([question])[0]
+        longest = min(squad.MAX_QUESTION, self.config.max_position_embeddings // 2)
+        if len(asked) > longest:
+            say(f"note: the question is cut to {longest} pieces")
+        asked = [self.tokenizer.cls_id, *asked[:longest], self.tokenizer.sep_id]
+        pieces = self.tokenizer.pieces(context)
+        if not pieces:
+            raise DataError("context: no text in it")
+        ranges = squad.windows(len(pieces), self.config.max_position_embeddings - len(asked) - 1)
+        shown = [[piece[1] for piece in pieces[first:last]] for first, last in ranges]
+        ids = [np.array([*asked, *part, self.tokenizer.sep_id], np.int32) for part in shown]
+        types = [(np.arange(len(row)) >= len(asked)).astype(np.int32) for row in ids]
+        found = []
+        for number, scores in enumerate(self._run(squad.logits, Features(ids, types))):
+            first, last = ranges[number]
+            scores = scores[len(asked) : len(asked) + last - first]
+            starts = squad.has_most_context(ranges, number)
+            for score, start, end in squad.best_spans(scores, starts, np.ones_like(starts), top):
+                span = pieces[first + start][2][0], pieces[first + end][2][1]
+                found.append({"text": context[slice(*span)], "score": score, "start": span[0], "end": span[1]})
+        return sorted(found, key=lambda span: -span["score"])[:top]
+
+    # Batches
+
+    def _stream(self, function: Callable, texts: Iterable[Text], **settings: Any) -> Iterator[np.ndarray]:
+        """`function`'s row for each text or pair."""
+        longest, cut = self.config.max_position_embeddings, 0
+        for chunk in _chunks(texts, CHUNK):
+            firsts, pairs = zip(*map(_pair, chunk), strict=True)
+            features = featurize(firsts, pairs, self.tokenizer, longest)
+            cut += features.cut
+            yield from self._run(function, features, **settings)
+        if cut:
+            say(f"note: {cut:,} texts are longer than the {longest} pieces that the model reads; their ends were cut")
+
+    def _run(self, function: Callable, features: Features, **settings: Any) -> list[np.ndarray]:
+        """`function(config, params, batch, **settings)` [B, ...] for all texts, in their order."""
+        run = self._jit(function, config=self.config, **settings)
+        results: list[np.ndarray] = [np.zeros(0)] * len(features.ids)
+        lengths = np.array([len(ids) for ids in features.ids])
+        for numbers, length in batches(lengths, self.config.max_position_embeddings):
+            batch = collate(features, numbers, self.tokenizer.pad_id, length)
+            for number, row in zip(numbers, np.asarray(run(params=self.params, batch=batch)), strict=True):
+                if number >= 0:
+                    results[number] = row
+        return results
 
     def _need(self, head: str, use: str, remedy: str) -> None:
         if head not in self.params:
             raise ConfigError(f"{use}: the model has no {head}; name {remedy}")
 
 
-def _fill_logits(config: Any, params: Params, batch: Batch, places: jax.Array) -> jax.Array:
-    hidden = gather(encode(config, params, batch, None), places)
+def batches(lengths: np.ndarray, longest: int) -> Iterator[tuple[np.ndarray, int]]:
+    """(numbers, length) of batches for texts of `lengths`, sorted by length; numbers of -1 fill a batch up.
+
+    Few shapes: a length is one of LENGTHS, and the rows are 1, 8 or what BATCH_TOKENS make.
+    """
+    order = np.argsort(lengths, kind="stable")
+    padded = np.array([_padded(length, longest) for length in lengths[order]])
+    for length in np.unique(padded):
+        group = order[padded == length]
+        full = max(1, BATCH_TOKENS // int(length))
+        for start in range(0, len(group), full):
+            numbers = group[start : start + full]
+            rows = next(rows for rows in sorted({1, min(8, full), full}) if rows >= len(numbers))
+            yield np.pad(numbers, (0, rows - len(numbers)), constant_values=-1), int(length)
+
+
+def _padded(length: int, longest: int) -> int:
+    return min(next((step for step in LENGTHS if step >= length), longest), longest)
+
+
+def _fill(config: Any, params: Params, batch: Batch, places: jax.Array) -> jax.Array:
+    hidden = gather(encode(config, params, batch), places)
     return jax.nn.softmax(pretrain.masked_lm_logits(config, params, hidden))
 
 
-def _pair(text: str | tuple[str, str]) -> tuple[str, str | None]:
+def _pair(text: Text) -> tuple[str, str | None]:
     return (text, None) if isinstance(text, str) else (text[0], text[1])
 
 
 def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    chunk = []
-    for item in items:
-        chunk.append(item)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
+    items = iter(items)
+    while chunk := list(itertools.islice(items, size)):
         yield chunk
 
 
+def say(message: str) -> None:
+    """One line for the person who watches."""
+    print(f"bert_jax: {message}", file=sys.stderr, flush=True)
+
+
 def load(path: str) -> Bert:
-    """A model directory, a workdir, or one of its checkpoints, ready for use."""
+    """A model directory, a workdir, or one of its checkpoints, ready for use.
+
+    Compiled programs are kept in the cache folder, unless JAX was told of another place for them.
+    """
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     return Bert(load_model(path))

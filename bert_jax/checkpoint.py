@@ -24,10 +24,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from bert_jax import config as config_lib
-from bert_jax.config import Config
+from bert_jax.config import Config, ModelConfig
 from bert_jax.errors import CheckpointError, CommandParser, StorageError, run_command
 
 if TYPE_CHECKING:
+    from bert_jax.data.tokenizer import Tokenizer
     from bert_jax.train_state import TrainState
 
 FORMAT = 2
@@ -174,14 +175,7 @@ class Checkpointer:
                 step,
                 args=self._args.Composite(**{name: self._args.StandardSave(item) for name, item in items.items()}),
             )
-        values = {
-            "format": FORMAT,
-            "step": step,
-            "config": config_lib.to_dict(config),
-            "labels": list(labels),
-            "tokenizer": tokenizer,
-            "tree": describe_tree(items),
-        }
+        values = _manifest_values(step, config, labels, tokenizer, items)
         self._finisher = threading.Thread(target=self._finish, args=(step, values))
         self._finisher.start()
 
@@ -270,6 +264,33 @@ def load_params(folder: str) -> tuple[dict[str, Any], Manifest]:
             node[leaf] = np.empty(shape, dtype)
     with ocp.StandardCheckpointer() as reader:
         return reader.restore(os.path.join(os.path.abspath(folder), "params"), tree), manifest
+
+
+def save_params(workdir: str, params: Any, model: ModelConfig, tokenizer: "Tokenizer", *, labels: tuple = ()) -> None:
+    """Writes a workdir that holds weights alone, as its step 0, whole or not at all: to predict or to start from."""
+    import orbax.checkpoint as ocp
+
+    partial = f"{os.path.abspath(workdir)}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    folder = os.path.join(checkpoints_folder(partial), "0")
+    items = {"params": params}
+    with _storage(folder), ocp.StandardCheckpointer() as writer:
+        writer.save(os.path.join(folder, "params"), params)
+    tokenizer.save(os.path.join(partial, "tokenizer"))
+    values = _manifest_values(0, Config(model=model), labels, tokenizer.fingerprint, items)
+    _write_manifest(folder, values)
+    os.rename(partial, workdir)
+
+
+def _manifest_values(step: int, config: Config, labels: tuple[str, ...], tokenizer: str, items: Any) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "step": step,
+        "config": config_lib.to_dict(config),
+        "labels": list(labels),
+        "tokenizer": tokenizer,
+        "tree": describe_tree(items),
+    }
 
 
 def main(argv: list[str]) -> int:

@@ -7,8 +7,10 @@ A file in `configs/` returns a `Config` from `get_config()`; the command line ov
 import dataclasses
 import difflib
 import math
+import os
 import typing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from bert_jax.errors import ConfigError
@@ -213,6 +215,12 @@ class Config:
     mesh: MeshConfig = field(default_factory=MeshConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
+
+
+def cache_folder() -> Path:
+    """What is made once and found again, prepared text and compiled programs: `$BERT_JAX_CACHE`, else the user's."""
+    user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("BERT_JAX_CACHE") or Path(user) / "bert_jax")
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""Hugging Face's BERT layout <-> our parameters, from one table, both ways; and where any `--model` is found.
+"""Hugging Face's and Google's BERTs <-> our parameters, from one table, both ways; and where any `--model` is found.
+
+    python -m bert_jax.convert --input HF_DIR|W|GOOGLE_PREFIX --output DIR [--to huggingface|orbax]
 
 A *model directory* is Hugging Face's: config.json, model.safetensors and the tokenizer's files.
 """
@@ -6,20 +8,20 @@ A *model directory* is Hugging Face's: config.json, model.safetensors and the to
 import json
 import os
 import shutil
-from typing import Any, NamedTuple
+import sys
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax
 import numpy as np
 
-from bert_jax import checkpoint
 from bert_jax.config import Config, DataConfig, ModelConfig, faults
-from bert_jax.data.tokenizer import Tokenizer
-from bert_jax.errors import CheckpointError
-from bert_jax.model import ACTIVATIONS
-from bert_jax.sharding import named_leaves
-from bert_jax.tasks import Params, classify, pretrain
+from bert_jax.errors import CheckpointError, CommandParser, ConfigError, run_command
 
-WEIGHTS, SETTINGS = "model.safetensors", "config.json"
+if TYPE_CHECKING:
+    from bert_jax.data.tokenizer import Tokenizer
+    from bert_jax.tasks import Params
+    from bert_jax.weights import Weights
+
+WEIGHTS, SETTINGS, GOOGLE_SETTINGS = "model.safetensors", "config.json", "bert_config.json"
 
 # Ours -> theirs. `kernel` becomes `weight`, transposed ([in, out] -> [out, in]); LayerNorm's scale and bias become
 # weight and bias; a path under `layers/` is one slice of our stacked array for each number in {}.
@@ -38,6 +40,8 @@ MODULES = {
     "mlm_head/norm": "cls.predictions.transform.LayerNorm",
     "nsp_head/dense": "cls.seq_relationship",
     "classifier/dense": "classifier",
+    "tagger/dense": "classifier",
+    "span_head/dense": "qa_outputs",
 }
 LEAVES = {
     "embeddings/token_embedding": "bert.embeddings.word_embeddings.weight",
@@ -46,6 +50,15 @@ LEAVES = {
     "mlm_head/bias": "cls.predictions.bias",
 }
 PADDED = ("embeddings/token_embedding", "mlm_head/bias")  # ours have rows that only pad the vocabulary
+# The class of transformers that holds a tree's heads, the first that fits; the last is the encoder alone.
+ARCHITECTURES = {
+    "classifier": "BertForSequenceClassification",
+    "tagger": "BertForTokenClassification",
+    "span_head": "BertForQuestionAnswering",
+    "nsp_head": "BertForPreTraining",
+    "mlm_head": "BertForMaskedLM",
+    "embeddings": "BertModel",
+}
 # ModelConfig field -> key of Hugging Face's config.json
 SETTING_NAMES = {
     "vocab_size": "vocab_size",
@@ -61,19 +74,23 @@ SETTING_NAMES = {
     "attention_dropout": "attention_probs_dropout_prob",
     "initializer_range": "initializer_range",
 }
+# Other names of the two forms of GELU in files of Hugging Face.
+ACTIVATION_NAMES = {"gelu_python": "gelu", "gelu_pytorch_tanh": "gelu_new", "gelu_fast": "gelu_new"}
 
 
 class Model(NamedTuple):
     """Weights on the host and what belongs to them."""
 
-    params: Params
+    params: "Params"
     config: ModelConfig
     tokenizer: str
     """Path of the tokenizer's folder."""
     labels: tuple[str, ...]
+    ignored: tuple[str, ...] = ()
+    """Names in the file that were not taken."""
 
 
-def unflatten(flat: dict[str, np.ndarray]) -> Params:
+def unflatten(flat: dict[str, np.ndarray]) -> "Params":
     """Inverse of `named_leaves` for nested dictionaries."""
     tree: Params = {}
     for path, value in flat.items():
@@ -93,17 +110,23 @@ def their_name(path: str) -> str:
     return f"{MODULES[module]}.{'bias' if leaf == 'bias' else 'weight'}"
 
 
-def to_huggingface(params: Params, config: ModelConfig) -> dict[str, np.ndarray]:
-    """Our parameters -> their name -> array, without the rows that pad the vocabulary."""
+def their_names(path: str, shape: tuple[int, ...]) -> list[str]:
+    """Hugging Face's name of each slice of our parameter of that shape: one a layer, or just one."""
+    name = their_name(path)
+    return [name.format(number) for number in range(shape[0])] if path.startswith("layers/") else [name]
+
+
+def to_huggingface(params: "Params", config: ModelConfig) -> dict[str, np.ndarray]:
+    """Our parameters -> their name -> array, without the rows that pad the vocabulary. Traceable."""
+    from bert_jax.sharding import named_leaves
+
     tensors = {}
     for path, value in named_leaves(params).items():
-        value = np.asarray(value)
         if path in PADDED:
             value = value[: config.vocab_size]
-        stacked = path.startswith("layers/")
-        slices = value if stacked else [value]
-        for number, part in enumerate(slices):
-            tensors[their_name(path).format(number)] = np.ascontiguousarray(_to_theirs(path, part))
+        slices = value if path.startswith("layers/") else [value]
+        for name, part in zip(their_names(path, value.shape), slices, strict=True):
+            tensors[name] = _to_theirs(path, part)
     return tensors
 
 
@@ -115,35 +138,44 @@ def _to_theirs(path: str, value: np.ndarray) -> np.ndarray:
     return value.reshape(-1) if path.endswith("/bias") else value
 
 
-def from_huggingface(tensors: dict[str, np.ndarray], shapes: dict[str, tuple[int, ...]]) -> Params:
-    """Their tensors -> those of our parameters in `shapes` (path -> shape) that they hold; pad rows are zeros."""
+def from_huggingface(tensors: dict[str, np.ndarray], shapes: dict[str, tuple[int, ...]], numpy: Any = np) -> "Params":
+    """Their tensors -> those modules of `shapes` (path -> shape) that they hold; pad rows are zeros.
+
+    Traceable with `numpy=jax.numpy`.
+
+    Raises CheckpointError when a module is there in part, or a tensor of another shape than `shapes` says.
+    """
+    names = {path: their_names(path, shape) for path, shape in shapes.items()}
+    held = {path.split("/")[0] for path, parts in names.items() if any(part in tensors for part in parts)}
     found = {}
     for path, shape in shapes.items():
-        name = their_name(path)
+        if path.split("/")[0] not in held:
+            continue
+        absent = [part for part in names[path] if part not in tensors]
+        if absent:
+            raise CheckpointError(f"{absent[0]} is missing, though other weights of {path.split('/')[0]} are there")
         stacked = path.startswith("layers/")
-        names = [name.format(number) for number in range(shape[0])] if stacked else [name]
-        if all(part in tensors for part in names):
-            parts = [_to_ours(path, tensors[part], shape[1:] if stacked else shape, part) for part in names]
-            found[path] = np.stack(parts) if stacked else parts[0]
+        parts = [_to_ours(path, tensors[part], shape[1:] if stacked else shape, part, numpy) for part in names[path]]
+        found[path] = numpy.stack(parts) if stacked else parts[0]
     return unflatten(found)
 
 
-def _to_ours(path: str, value: np.ndarray, shape: tuple[int, ...], name: str) -> np.ndarray:
+def _to_ours(path: str, value: np.ndarray, shape: tuple[int, ...], name: str, numpy: Any) -> np.ndarray:
     value = value.astype(np.float32)
     if path.endswith("/kernel"):
         value = value.T
     if path in PADDED and value.shape[0] <= shape[0] and value.shape[1:] == shape[1:]:
-        return np.pad(value, [(0, shape[0] - value.shape[0])] + [(0, 0)] * (value.ndim - 1))
+        return numpy.pad(value, [(0, shape[0] - value.shape[0])] + [(0, 0)] * (value.ndim - 1))
     if value.size != np.prod(shape):
-        raise CheckpointError(f"{WEIGHTS}: {name} has shape {value.shape}, which does not fit {SETTINGS}")
+        raise CheckpointError(f"{name} has shape {value.shape}, which does not fit {SETTINGS}")
     return value.reshape(shape)
 
 
 def save_model(
     folder: str,
-    params: Params,
+    params: "Params",
     config: ModelConfig,
-    tokenizer: Tokenizer,
+    tokenizer: "Tokenizer",
     *,
     labels: tuple[str, ...] = (),
     step: int = 0,
@@ -151,93 +183,152 @@ def save_model(
     """Writes a model directory, whole or not at all; one of that name is replaced."""
     from safetensors.numpy import save_file
 
+    from bert_jax.checkpoint import write_json
+
     partial = f"{folder}.partial"  # one run a workdir, so a leftover is a dead run's
     shutil.rmtree(partial, ignore_errors=True)
     os.makedirs(partial)
-    save_file(to_huggingface(params, config), os.path.join(partial, WEIGHTS), metadata={"format": "pt"})
-    checkpoint.write_json(os.path.join(partial, SETTINGS), _to_settings(config, tokenizer, labels, step))
+    tensors = {name: np.ascontiguousarray(value) for name, value in to_huggingface(params, config).items()}
+    save_file(tensors, os.path.join(partial, WEIGHTS), metadata={"format": "pt"})
+    settings = to_settings(config, tuple(params), labels) | {"pad_token_id": tokenizer.pad_id, "bert_jax_step": step}
+    write_json(os.path.join(partial, SETTINGS), settings)
     tokenizer.save(partial)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
 
 
-def _to_settings(config: ModelConfig, tokenizer: Tokenizer, labels: tuple[str, ...], step: int) -> dict[str, Any]:
+def to_settings(config: ModelConfig, modules: tuple[str, ...], labels: tuple[str, ...]) -> dict[str, Any]:
+    """Hugging Face's config.json of a tree with these top-level modules."""
     settings = {theirs: getattr(config, ours) for ours, theirs in SETTING_NAMES.items()}
-    settings |= {
-        "model_type": "bert",
-        "architectures": ["BertForSequenceClassification" if labels else "BertForPreTraining"],
-        "pad_token_id": tokenizer.pad_id,
-        "dtype": "float32",
-        "bert_jax_step": step,
-    }
+    architecture = next(name for module, name in ARCHITECTURES.items() if module in modules)
+    settings |= {"model_type": "bert", "architectures": [architecture], "dtype": "float32"}
     if labels:
         settings["id2label"] = dict(enumerate(labels))
         settings["label2id"] = {name: number for number, name in enumerate(labels)}
     return settings
 
 
-def _from_settings(path: str) -> tuple[ModelConfig, dict[str, Any]]:
+def read_settings(path: str) -> tuple[ModelConfig, dict[str, Any]]:
     """The architecture that a config.json tells. Raises CheckpointError where it is not one that this encoder has."""
     try:
         with open(path, encoding="utf-8") as file:
             settings = dict(json.load(file))
-        config = ModelConfig(**{ours: settings[theirs] for ours, theirs in SETTING_NAMES.items() if theirs in settings})
+        known = {ours: settings[theirs] for ours, theirs in SETTING_NAMES.items() if theirs in settings}
+        known["hidden_act"] = _activation(path, settings)
+        config = ModelConfig(**known)
         wrong = faults(Config(model=config, data=DataConfig(path="any", max_seq_len=8)))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: missing, and the weights do not say how the model is built") from None
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: not a configuration ({error})") from error
-    if config.hidden_act not in ACTIVATIONS:
-        wrong.append(f"hidden_act {config.hidden_act!r} is none of {', '.join(ACTIVATIONS)}")
-    positions = settings.get("position_embedding_type", "absolute")
-    if positions != "absolute":
-        wrong.append(f"position_embedding_type {positions!r} is not supported, only absolute")
+    if config.hidden_act not in ("gelu", "gelu_new", "relu"):
+        wrong.append(f"hidden_act {config.hidden_act!r} is none of gelu, gelu_new, relu")
+    for key, wanted in (("model_type", "bert"), ("position_embedding_type", "absolute"), ("is_decoder", False)):
+        if settings.get(key, wanted) != wanted:
+            wrong.append(f"{key} {settings[key]!r} is not supported, only {wanted}")
     if wrong:
         raise CheckpointError(f"{path}: {'; '.join(wrong)}")
     return config, settings
 
 
-def parameter_shapes(config: ModelConfig, num_labels: int = 0) -> dict[str, tuple[int, ...]]:
-    """path -> shape of encoder, pooler, both pre-training heads and, with labels, the classifier."""
-    key = jax.random.key(0)
-    tree = jax.eval_shape(lambda: pretrain.init(config, key) | classify.init(config, max(1, num_labels), key))
-    shapes = {path: leaf.shape for path, leaf in named_leaves(tree).items()}
-    return {path: shape for path, shape in shapes.items() if num_labels or not path.startswith("classifier/")}
+def _activation(path: str, settings: dict[str, Any]) -> str:
+    """Our name. Google's code calls the tanh form gelu, Hugging Face's the erf form."""
+    name = settings.get("hidden_act", "gelu")
+    if os.path.basename(path) == GOOGLE_SETTINGS and name == "gelu":
+        return "gelu_new"
+    return ACTIVATION_NAMES.get(name, name)
+
+
+def parameter_shapes(config: ModelConfig, heads: dict[str, int]) -> dict[str, tuple[int, ...]]:
+    """path -> shape of encoder, pooler, the pre-training heads and `heads` (module -> number of labels)."""
+    import jax
+
+    from bert_jax.heads import ClassifierHead
+    from bert_jax.sharding import named_leaves
+    from bert_jax.tasks import pretrain
+
+    key, hidden = jax.random.key(0), np.zeros((1, config.hidden_size), np.float32)
+    trees = {
+        name: jax.eval_shape(lambda labels=labels: ClassifierHead(config, labels).init(key, hidden)["params"])
+        for name, labels in heads.items()
+    }
+    trees |= jax.eval_shape(lambda: pretrain.init(config, key))
+    return {path: leaf.shape for path, leaf in named_leaves(trees).items()}
 
 
 def load_model(path: str) -> Model:
-    """Weights from a model directory, a workdir, or one of its checkpoint steps. Raises CheckpointError (exit 4)."""
+    """Weights from a model directory, a workdir, one of its steps, or a TensorFlow 1 checkpoint.
+
+    Raises CheckpointError (exit 4).
+    """
+    from bert_jax import checkpoint, weights
+
     folder = os.fspath(path).rstrip("/")
-    if os.path.isfile(os.path.join(folder, WEIGHTS)):
+    if weights.has_safetensors(folder):
         return _load_directory(folder)
     if os.path.isfile(os.path.join(folder, checkpoint.MANIFEST)):
         return _load_step(folder)
     if os.path.isdir(checkpoint.checkpoints_folder(folder)):
         return _load_workdir(folder)
+    if (prefix := weights.google_prefix(folder)) is not None:
+        return _load_google(prefix)
+    weights.refuse_pickles(folder)
     raise CheckpointError(
-        f"{path}: neither a model directory ({SETTINGS}, {WEIGHTS}) nor a workdir (checkpoints/) nor one of its steps"
+        f"{path}: neither a model directory ({SETTINGS}, {WEIGHTS}) nor a workdir (checkpoints/) nor one of its steps "
+        "nor the prefix of a TensorFlow checkpoint"
     )
 
 
 def _load_directory(folder: str) -> Model:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    from bert_jax import weights
 
-    settings_path, weights_path = os.path.join(folder, SETTINGS), os.path.join(folder, WEIGHTS)
-    if not os.path.isfile(settings_path):
-        raise CheckpointError(f"{settings_path}: missing, and {WEIGHTS} does not say how large the model is")
-    config, settings = _from_settings(settings_path)
+    config, settings = read_settings(os.path.join(folder, SETTINGS))
+    return _assemble(weights.read_safetensors(folder), config, settings, folder)
+
+
+def _load_google(prefix: str) -> Model:
+    from bert_jax import weights
+
+    folder = os.path.dirname(prefix) or "."
+    path = next((p for name in (GOOGLE_SETTINGS, SETTINGS) if os.path.isfile(p := os.path.join(folder, name))), None)
+    config, settings = read_settings(path or os.path.join(folder, GOOGLE_SETTINGS))
+    return _assemble(weights.read_google(prefix), config, settings, folder)
+
+
+def _assemble(found: "Weights", config: ModelConfig, settings: dict[str, Any], folder: str) -> Model:
+    """Puts tensors into our tree; what it has no place for is ignored."""
+    tensors = found.tensors
+    heads, labels = _label_heads(tensors, settings)
+    shapes = parameter_shapes(config, heads)
     try:
-        tensors = load_file(weights_path)
-    except SafetensorError as error:
-        raise CheckpointError(f"{weights_path}: cannot be read ({error})") from error
-    names = settings.get("id2label", {}) if "classifier.weight" in tensors else {}
-    labels = tuple(names[key] for key in sorted(names, key=int))
-    params = from_huggingface(tensors, parameter_shapes(config, len(labels)))
+        params = from_huggingface(tensors, shapes)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
     if "layers" not in params or "embeddings" not in params:
-        raise CheckpointError(f"{weights_path}: holds no BERT encoder")
-    return Model(params, config, folder, labels)
+        raise CheckpointError(f"{folder}: the weights hold no BERT encoder")
+    taken = {name for path, shape in shapes.items() for name in their_names(path, shape)}
+    return Model(params, config, folder, labels, (*found.ignored, *sorted(tensors.keys() - taken)))
+
+
+def _label_heads(tensors: dict[str, np.ndarray], settings: dict[str, Any]) -> tuple[dict[str, int], tuple[str, ...]]:
+    """The heads with labels (module -> their number), and the labels' names.
+
+    A sequence's and a token's classifier have one name in their files; the latter has no pooler.
+    """
+    heads = {"span_head": 2} if "qa_outputs.weight" in tensors else {}
+    if "classifier.weight" not in tensors:
+        return heads, ()
+    kind = next(iter(settings.get("architectures") or ["BertForSequenceClassification"]))
+    of_tokens = kind == "BertForTokenClassification" or "bert.pooler.dense.weight" not in tensors
+    count = tensors["classifier.weight"].shape[0]
+    names = settings.get("id2label") or {}
+    labels = tuple(str(names.get(str(number), f"LABEL_{number}")) for number in range(count))
+    return heads | {"tagger" if of_tokens else "classifier": count}, labels
 
 
 def _load_step(folder: str) -> Model:
+    from bert_jax import checkpoint
+
     params, manifest = checkpoint.load_params(folder)
     workdir = os.path.dirname(os.path.dirname(os.path.abspath(folder)))
     return Model(params, manifest.config.model, os.path.join(workdir, "tokenizer"), manifest.labels)
@@ -245,13 +336,55 @@ def _load_step(folder: str) -> Model:
 
 def _load_workdir(folder: str) -> Model:
     """The exported model, unless training has gone on since."""
+    from bert_jax import checkpoint
+
     steps_folder = checkpoint.checkpoints_folder(folder)
     newest = checkpoint.newest_whole(steps_folder, warn=lambda message: None)
     exported = os.path.join(folder, "model")
     if os.path.isfile(os.path.join(exported, WEIGHTS)):
-        step = _from_settings(os.path.join(exported, SETTINGS))[1].get("bert_jax_step", 0)
+        step = read_settings(os.path.join(exported, SETTINGS))[1].get("bert_jax_step", 0)
         if newest is None or step >= newest:
             return _load_directory(exported)
     if newest is None:
         raise CheckpointError(f"{steps_folder}: no checkpoints")
     return _load_step(os.path.join(steps_folder, str(newest)))
+
+
+def table(loaded: dict[str, Any], new: dict[str, Any], ignored: tuple[str, ...]) -> str:
+    """What came from a file (path -> array), what did not, and what the file held besides; a line a module."""
+    rows = []
+    for state, arrays in (("loaded", loaded), ("newly made", new)):
+        for module in dict.fromkeys(path.split("/")[0] for path in arrays):
+            mine = [array for path, array in arrays.items() if path.split("/")[0] == module]
+            rows.append((state, module, f"{sum(int(np.prod(array.shape)) for array in mine):,} parameters"))
+    rows += [("ignored", name, "") for name in ignored]
+    return "\n".join(f"  {state:<11}{name:<28}{count}".rstrip() for state, name, count in rows)
+
+
+def main(argv: list[str]) -> int:
+    """Converts a model directory, workdir, checkpoint step or TensorFlow 1 checkpoint."""
+    parser = CommandParser(prog="python -m bert_jax.convert", description=main.__doc__)
+    parser.add_argument("--input", required=True, help="model directory, workdir, step, or prefix of a TF1 checkpoint")
+    parser.add_argument("--output", required=True, help="folder to make; it must not be there")
+    parser.add_argument("--to", choices=("huggingface", "orbax"), default="huggingface", help="default: huggingface")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    args = parser.parse_args(argv)
+    if os.path.exists(args.output):
+        raise ConfigError(f"--output {args.output} is there already; remove it or give another")
+    from bert_jax import checkpoint
+    from bert_jax.data.tokenizer import load_tokenizer
+    from bert_jax.sharding import named_leaves
+
+    model = load_model(args.input)
+    tokenizer = load_tokenizer(model.tokenizer)
+    if args.to == "huggingface":
+        save_model(args.output, model.params, model.config, tokenizer, labels=model.labels)
+    else:
+        checkpoint.save_params(args.output, model.params, model.config, tokenizer, labels=model.labels)
+    print(f"{args.input} -> {args.output}", file=sys.stderr)
+    print(table(named_leaves(model.params), {}, model.ignored), file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -137,9 +137,10 @@ class EncoderLayer(nn.Module):
 
     config: ModelConfig
     deterministic: bool
+    keep: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, segment_ids: jax.Array) -> tuple[jax.Array, None]:
+    def __call__(self, x: jax.Array, segment_ids: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         config = self.config
 
         def drop(y: jax.Array) -> jax.Array:
@@ -148,18 +149,21 @@ class EncoderLayer(nn.Module):
         attended = SelfAttention(config, self.deterministic, name="attention")(x, segment_ids)
         x = LayerNorm(config.layer_norm_epsilon, name="attention_norm")(x + drop(attended))
         x = LayerNorm(config.layer_norm_epsilon, name="mlp_norm")(x + drop(Mlp(config, name="mlp")(x)))
-        return constrain_batch(x), None
+        x = constrain_batch(x)
+        return x, x if self.keep else None
 
 
 class Encoder(nn.Module):
     """Token ids to contextual vectors. Parameters: `embeddings/…` and `layers/…`, the latter stacked [L, …].
 
     Call with int32 [B, S] arrays: `input_ids`, `token_type_ids` (A/B), `position_ids` (restart at each packed
-    example) and `segment_ids` (number of the packed example, 0 for padding). Returns [B, S, D].
+    example) and `segment_ids` (number of the packed example, 0 for padding). Returns [B, S, D], or with `all_layers`
+    [L + 1, B, S, D]: the embeddings, then what each layer gives.
     """
 
     config: ModelConfig
     deterministic: bool = True
+    all_layers: bool = False
 
     @nn.compact
     def __call__(
@@ -178,5 +182,6 @@ class Encoder(nn.Module):
             length=config.num_layers,
             unroll=config.scan_unroll or config.num_layers,
         )
-        x, _ = stack(config, self.deterministic, name="layers")(constrain_batch(x), segment_ids)
-        return x
+        first = constrain_batch(x)
+        x, states = stack(config, self.deterministic, self.all_layers, name="layers")(first, segment_ids)
+        return jnp.concatenate([first[None], states]) if self.all_layers else x

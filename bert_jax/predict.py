@@ -1,4 +1,4 @@
-"""Uses a trained model: fill-mask and classify, as a command and from Python.
+"""Uses a trained model: masks filled, vectors, similarity, labels, entities, answers; JSON lines on stdout.
 
 python -m bert_jax.predict fill-mask --model M --text "Paris is the [MASK] of France."
 """
@@ -6,26 +6,46 @@ python -m bert_jax.predict fill-mask --model M --text "Paris is the [MASK] of Fr
 import argparse
 import json
 import os
-import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from bert_jax.config import TaskConfig
-from bert_jax.errors import CommandParser, DataError, run_command
+from bert_jax.errors import CommandParser, ConfigError, DataError, run_command
 
 if TYPE_CHECKING:
-    from bert_jax.bert import Bert
+    from bert_jax.bert import Bert, Text
+
+TABLES = ("csv", "tsv", "jsonl")
 
 
-def input_texts(path: str, columns: TaskConfig) -> Iterator[str | tuple[str, str]]:
-    """Texts of a table with named columns (.csv, .tsv, .jsonl), else of a plain file with one text a line."""
-    if path.rsplit(".", 1)[-1].lower() in ("csv", "tsv", "jsonl"):
+def input_texts(path: str, columns: TaskConfig) -> Iterator["Text"]:
+    """Texts, or pairs where a pair column is named, of a table (.csv, .tsv, .jsonl); else one text a line."""
+    if path.rsplit(".", 1)[-1].lower() in TABLES:
         from bert_jax.tasks.classify import iterate_examples
 
         for example in iterate_examples(path, columns, labelled=False):
             yield example.text if example.pair is None else (example.text, example.pair)
+    else:
+        yield from _lines(path)
+
+
+def input_pairs(path: str, columns: TaskConfig) -> Iterator[tuple[str, str]]:
+    """Pairs of texts: two columns that are named, else the two cells of each line of a file without header."""
+    if columns.text_pair_column:
+        yield from input_texts(path, columns)
         return
-    if not os.path.isfile(path):
+    for number, line in enumerate(_lines(path), 1):
+        cells = line.split("\t")
+        if len(cells) != 2:
+            raise DataError(
+                f"{path}: line {number}: {len(cells)} cells, not two with a tab between them; in a table with a header "
+                "name the columns with --text-column and --text-pair-column"
+            )
+        yield cells[0], cells[1]
+
+
+def _lines(path: str) -> Iterator[str]:
+    if not os.path.exists(path) or os.path.isdir(path):
         raise DataError(f"{path}: no such file; name a table (.csv, .tsv, .jsonl) or a file with one text a line")
     try:
         with open(path, encoding="utf-8-sig") as file:
@@ -33,6 +53,20 @@ def input_texts(path: str, columns: TaskConfig) -> Iterator[str | tuple[str, str
                 yield line.rstrip("\n")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 ({error.reason}); convert it to UTF-8") from error
+
+
+def input_questions(path: str) -> Iterator[tuple[str, str, str]]:
+    """(id, question, context) of a file in SQuAD's JSON. Raises DataError."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            for article in json.load(file)["data"]:
+                for paragraph in article["paragraphs"]:
+                    for asked in paragraph["qas"]:
+                        yield str(asked["id"]), asked["question"], paragraph["context"]
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: not in SQuAD's JSON layout ({type(error).__name__}: {error})") from error
 
 
 def _positive(text: str) -> int:
@@ -43,22 +77,40 @@ def _positive(text: str) -> int:
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line."""
-    columns = TaskConfig()
     parser = CommandParser(prog="python -m bert_jax.predict", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    fill = commands.add_parser("fill-mask", help="the likeliest pieces for each [MASK]")
+
+    def command(name: str, use: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=use, description=use)
+        added.add_argument("--model", required=True, help="model directory, workdir or checkpoint step")
+        added.add_argument("--output", help="file for the results (default: JSON lines on stdout)")
+        added.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        return added
+
+    def texts(parser: argparse.ArgumentParser, one: bool = True) -> None:
+        source = parser.add_mutually_exclusive_group(required=True) if one else parser
+        if one:
+            source.add_argument("--text", help="one text")
+        source.add_argument("--input", required=not one, help="table (.csv, .tsv, .jsonl) or one text a line")
+        parser.add_argument("--text-column", default="text", help="column of the text (default: text)")
+        parser.add_argument("--text-pair-column", default="", help="column of the second text")
+
+    fill = command("fill-mask", "the likeliest pieces for each [MASK]")
     fill.add_argument("--text", required=True, help="text with one or more [MASK]")
     fill.add_argument("--top", type=_positive, default=5, help="pieces for each mask (default: 5)")
-    label = commands.add_parser("classify", help="labels of texts")
-    source = label.add_mutually_exclusive_group(required=True)
-    source.add_argument("--text", help="one text")
-    source.add_argument("--input", help="table (.csv, .tsv, .jsonl) or one text a line")
-    label.add_argument("--text-column", default=columns.text_column, help="column of the text (default: text)")
-    label.add_argument("--text-pair-column", default="", help="column of the second text")
-    for command in (fill, label):
-        command.add_argument("--model", required=True, help="model directory, workdir or checkpoint step")
-        command.add_argument("--output", help="file for the JSON lines (default: stdout)")
-        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    vectors = command("embed", "vectors of texts; with --output a NumPy file")
+    texts(vectors)
+    vectors.add_argument("--pooling", choices=("mean", "cls", "last4"), default="mean", help="default: mean")
+    vectors.add_argument("--layers", nargs="+", default=[], help="numbers from 0 (embeddings), or all; default: last")
+    texts(command("similarity", "cosine of the vectors of two texts; --input has a tab between them"), one=False)
+    texts(command("classify", "labels of texts"))
+    texts(command("tag", "a label for each word, and entities"))
+    reply = command("answer", "the answer to a question in a text")
+    source = reply.add_mutually_exclusive_group(required=True)
+    source.add_argument("--question", help="one question")
+    source.add_argument("--input", help="questions in SQuAD's JSON layout; the output is its predictions.json")
+    reply.add_argument("--context", help="the text that --question is about")
+    reply.add_argument("--top", type=_positive, default=1, help="answers to --question (default: 1)")
     return parser.parse_args(argv)
 
 
@@ -67,24 +119,78 @@ def results(bert: "Bert", args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     if args.command == "fill-mask":
         for number, pieces in enumerate(bert.fill_mask(args.text, args.top)):
             yield from ({"mask": number, **piece} for piece in pieces)
-    elif args.text is not None:
-        yield from bert.classify([args.text])
+    elif args.command == "answer" and args.question is not None:
+        yield from bert.answer(args.question, args.context, args.top)
+    elif args.command == "answer":
+        for key, question, context in input_questions(args.input):
+            yield {"id": key, **bert.answer(question, context)[0]}
     else:
         columns = TaskConfig(text_column=args.text_column, text_pair_column=args.text_pair_column)
-        yield from bert.classify_stream(input_texts(args.input, columns))
+        if args.command == "similarity":
+            yield from ({"similarity": value} for value in bert.similarity_stream(input_pairs(args.input, columns)))
+            return
+        texts = iter([args.text]) if args.text is not None else input_texts(args.input, columns)
+        if args.command == "classify":
+            yield from bert.classify_stream(texts)
+        elif args.command == "tag":
+            yield from bert.tag_stream(texts)
+        else:
+            found = bert.embed_stream(texts, args.pooling, layer_numbers(args.layers))
+            yield from ({"embedding": vector.tolist()} for vector in found)
+
+
+def layer_numbers(words: list[str]) -> list[int] | str:
+    """`--layers`: numbers, or "all". Raises ConfigError."""
+    if words == ["all"]:
+        return "all"
+    if not all(word.isdecimal() for word in words):
+        raise ConfigError(f"--layers {' '.join(words)}: give numbers from 0, or all")
+    return [int(word) for word in words]
+
+
+def write_vectors(bert: "Bert", args: argparse.Namespace) -> None:
+    """`embed` into a NumPy file, in memory that does not grow with the input: counts the texts, then fills the file."""
+    import numpy as np
+
+    columns = TaskConfig(text_column=args.text_column, text_pair_column=args.text_pair_column)
+
+    def texts() -> Iterator["Text"]:
+        return iter([args.text]) if args.text is not None else input_texts(args.input, columns)
+
+    count = sum(1 for _ in texts())
+    if not count:
+        raise DataError(f"{args.input}: no texts in it")
+    partial, target = f"{args.output}.partial", None
+    for number, vector in enumerate(bert.embed_stream(texts(), args.pooling, layer_numbers(args.layers))):
+        if target is None:
+            target = np.lib.format.open_memmap(partial, "w+", vector.dtype, (count, *vector.shape))
+        target[number] = vector
+    target.flush()
+    os.replace(partial, args.output)
 
 
 def main(argv: list[str]) -> int:
-    """JSON lines to stdout, or to `--output`."""
+    """JSON lines to stdout; to `--output` the same, or a NumPy file (embed), or SQuAD's predictions (answer)."""
     args = parse(argv)
+    if args.command == "answer" and (args.question is None) != (args.context is None):
+        raise ConfigError("answer: --question needs --context, and --input has its own")
     from bert_jax.bert import load  # JAX is imported when there is something to do
 
     bert = load(args.model)
-    output = open(args.output, "w", encoding="utf-8") if args.output else sys.stdout  # noqa: SIM115
-    for line in results(bert, args):
-        print(json.dumps(line, ensure_ascii=False), file=output)
-    if args.output:
-        output.close()
+    if args.command == "embed" and args.output:
+        write_vectors(bert, args)
+        return 0
+    if not args.output:
+        for line in results(bert, args):
+            print(json.dumps(line, ensure_ascii=False))
+        return 0
+    partial = f"{args.output}.partial"
+    with open(partial, "w", encoding="utf-8") as file:
+        if args.command == "answer" and args.input:
+            json.dump({line["id"]: line["text"] for line in results(bert, args)}, file, ensure_ascii=False, indent=1)
+        else:
+            file.writelines(f"{json.dumps(line, ensure_ascii=False)}\n" for line in results(bert, args))
+    os.replace(partial, args.output)
     return 0
 
 

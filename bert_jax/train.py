@@ -133,13 +133,13 @@ def stop_signals() -> Iterator[list[int]]:
 
 
 def start_from(state: Any, model: Any, labels: tuple[str, ...]) -> Any:
-    """Puts loaded weights where name and shape agree; says what was loaded, newly made and ignored.
+    """Puts loaded weights where name and shape agree; a table says what was loaded, newly made and ignored.
 
     A classifier is taken only if its labels are `labels`: rows of other classes of the same number would fit as well.
     """
     import jax
 
-    from bert_jax.convert import unflatten
+    from bert_jax.convert import table, unflatten
     from bert_jax.sharding import named_leaves
 
     ours, theirs = named_leaves(state.params), named_leaves(model.params)
@@ -152,9 +152,9 @@ def start_from(state: Any, model: Any, labels: tuple[str, ...]) -> Any:
         return jax.make_array_from_callback(value.shape, ours[name].sharding, lambda index: value[index])
 
     params = {name: place(name) if name in loaded else array for name, array in ours.items()}
-    new, unused = (sorted({name.split("/")[0] for name in tree.keys() - loaded}) for tree in (ours, theirs))
-    report = f"new: {', '.join(new) or 'none'}; not used: {', '.join(unused) or 'none'}"
-    say(f"weights: {len(loaded)} arrays loaded; {report}")
+    unused = sorted({name.split("/")[0] for name in theirs.keys() - loaded})
+    new = {name: array for name, array in ours.items() if name not in loaded}
+    say(f"weights:\n{table({name: ours[name] for name in sorted(loaded)}, new, (*unused, *model.ignored))}")
     return dataclasses.replace(state, params=unflatten(params))
 
 

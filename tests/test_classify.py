@@ -151,44 +151,11 @@ def test_a_label_only_in_dev_names_file_and_line(tables, tmp_path, tokenizer_fol
         train(config, str(tmp_path / "run"))
 
 
-def loop_truncation(first, second, room):
-    """Google's way: one piece at a time off the longer list."""
-    first, second = list(first), list(second)
-    while len(first) + len(second) > room:
-        (first if len(first) > len(second) else second).pop()
-    return first, second
-
-
-def test_truncation_is_the_loop_s():
-    for a in range(14):
-        for b in range(14):
-            for room in range(15):
-                lists = list(range(a)), list(range(b))
-                assert classify.truncate_pair(*lists, room) == loop_truncation(*lists, room), (a, b, room)
-
-
-def test_features_are_single_and_pair_inputs(tokenizer):
-    examples = [
-        classify.Example("the function", None, "1", 2),
-        classify.Example("the function", "returns a value " * 40, "0", 3),
-    ]
-    features = classify.featurize(examples, tokenizer, 32, ("0", "1"), "t.csv")
-    encoding = tokenizer.encode("the function")
-    assert features.ids[0].tolist() == encoding.ids and not features.type_ids[0].any()
-    assert len(features.ids[1]) == 32 and features.ids[1][-1] == tokenizer.sep_id
-    assert features.type_ids[1].tolist() == sorted(features.type_ids[1].tolist())
-    assert features.labels.tolist() == [1, 0]
-
-
-def test_batches_are_padded_to_few_lengths_and_empty_rows_weigh_nothing(tokenizer):
-    examples = [classify.Example("word " * n, None, "a", n) for n in (3, 50, 10)]
-    features = classify.featurize(examples, tokenizer, 64, None, "t.csv")
-    batch = classify.collate(features, np.array([0, 2, -1, -1]), slice(0, 4), tokenizer.pad_id, 64)
-    assert batch["input_ids"].shape == (4, 32)
-    assert batch["label_weights"].tolist() == [1, 1, 0, 0]
-    assert not batch["segment_ids"][2:].any()
-    share = classify.collate(features, np.array([0, 1]), slice(0, 1), tokenizer.pad_id, 64)
-    assert share["input_ids"].shape == (1, 64)  # as long as the whole batch needs
+def test_labels_become_numbers_in_their_order():
+    examples = [classify.Example("x", None, label, line) for line, label in enumerate("bab", 2)]
+    assert classify.label_numbers(examples, ("a", "b"), "t.csv").tolist() == [1, 0, 1]
+    with pytest.raises(DataError, match="t.csv: line 2: label 'b' is not among"):
+        classify.label_numbers(examples, ("a", "c"), "t.csv")
 
 
 def test_tables_with_an_unnamed_column_are_read(tmp_path):

@@ -2,16 +2,22 @@
 
 import dataclasses
 import json
+import os
+import pickle
+import random
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
+from transformers import BertConfig, BertForPreTraining
 
-from bert_jax import convert
+from bert_jax import checkpoint, convert
 from bert_jax.command import load_config
 from bert_jax.config import ModelConfig
-from bert_jax.errors import CheckpointError
+from bert_jax.errors import CheckpointError, ConfigError
 from bert_jax.sharding import named_leaves
 from bert_jax.tasks import classify, pretrain
 from bert_jax.train import train
@@ -24,9 +30,10 @@ MODEL = ModelConfig(
 
 @pytest.fixture(scope="module")
 def params():
-    trees = pretrain.init(MODEL, jax.random.key(0)) | classify.init(MODEL, 3, jax.random.key(1))
+    key = jax.random.key(0)
+    trees = jax.jit(lambda: pretrain.init(MODEL, key) | classify.init(MODEL, 3, key))()
     keys = iter(jax.random.split(jax.random.key(2), 100))
-    trees = jax.tree.map(lambda leaf: np.asarray(jax.random.normal(next(keys), leaf.shape)), trees)
+    trees = jax.device_get(jax.tree.map(lambda leaf: jax.random.normal(next(keys), leaf.shape), trees))
     trees["embeddings"]["token_embedding"] = trees["embeddings"]["token_embedding"].copy()
     trees["embeddings"]["token_embedding"][150:] = 0
     trees["mlm_head"]["bias"] = np.where(np.arange(256) < 150, trees["mlm_head"]["bias"], 0).astype(np.float32)
@@ -63,10 +70,17 @@ def test_out_and_in_again_bit_for_bit(params, tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_has_a_name_for_every_parameter(path):
-    shapes = convert.parameter_shapes(load_config(str(path)).model, num_labels=2)
-    names = [convert.their_name(name) for name in shapes]
-    assert len(set(names)) == len(names)
+def test_every_config_goes_out_and_in_again(path):
+    config = load_config(str(path)).model
+    with torch.device("meta"):
+        theirs = BertForPreTraining(BertConfig(**convert.to_settings(config, ("nsp_head", "embeddings"), ())))
+    expected = {name: tuple(value.shape) for name, value in theirs.named_parameters()}
+    params = jax.eval_shape(lambda: pretrain.init(config, jax.random.key(0)))
+    tensors = jax.eval_shape(lambda params: convert.to_huggingface(params, config), params)
+    assert {name: leaf.shape for name, leaf in tensors.items()} == expected
+    shapes = convert.parameter_shapes(config, {})
+    back = jax.eval_shape(lambda tensors: convert.from_huggingface(tensors, shapes, numpy=jnp), tensors)
+    assert checkpoint.describe_tree(back) == checkpoint.describe_tree(params)
 
 
 def test_workdir_step_and_model_directory_are_the_same_weights(small_config, tmp_path):
@@ -91,6 +105,153 @@ def test_workdir_step_and_model_directory_are_the_same_weights(small_config, tmp
     assert not np.array_equal(table, models[0].params["embeddings"]["token_embedding"])
 
 
+def older(tensors):
+    """The spellings of early releases: no prefix, gamma and beta, a buffer, the decoder's copies."""
+    renamed = {}
+    for name, value in tensors.items():
+        name = name.removeprefix("bert.")
+        name = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+        renamed[name] = value
+    renamed["embeddings.position_ids"] = np.arange(20)[None]
+    renamed["cls.predictions.decoder.weight"] = tensors["bert.embeddings.word_embeddings.weight"]
+    renamed["cls.predictions.decoder.bias"] = tensors["cls.predictions.bias"]
+    return renamed
+
+
+def shard(folder, tensors):
+    """Three files and an index instead of one."""
+    names = sorted(tensors)
+    weight_map = {name: f"model-{number % 3 + 1:05d}-of-00003.safetensors" for number, name in enumerate(names)}
+    for file in set(weight_map.values()):
+        save_file({name: tensors[name] for name in names if weight_map[name] == file}, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / "model.safetensors").unlink()
+
+
+def test_older_names_and_several_files_are_understood(params, tokenizer, tmp_path):
+    folder = tmp_path / "model"
+    convert.save_model(str(folder), params, MODEL, tokenizer, labels=("a", "b", "c"))
+    tensors = load_file(folder / "model.safetensors")
+    save_file(older(tensors) | {"some.other": np.zeros(3, np.float32)}, folder / "model.safetensors")
+    found = [convert.load_model(str(folder))]
+    assert found[0].ignored == ("embeddings.position_ids", "some.other")
+    save_file(
+        {f"module.{name}": value.astype(np.float32) for name, value in tensors.items()}, folder / "model.safetensors"
+    )
+    found.append(convert.load_model(str(folder)))
+    shard(folder, tensors)
+    found.append(convert.load_model(str(folder)))
+    for model in found:
+        assert model.labels == ("a", "b", "c")
+        for name, value in named_leaves(params).items():
+            np.testing.assert_array_equal(named_leaves(model.params)[name], value, err_msg=name)
+    (folder / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="names model-00002-of-00003.safetensors, which is not in the folder"):
+        convert.load_model(str(folder))
+
+
+def test_a_decoder_of_its_own_is_refused(params, tokenizer, tmp_path):
+    convert.save_model(str(tmp_path / "m"), params, MODEL, tokenizer)
+    tensors = load_file(tmp_path / "m" / "model.safetensors")
+    untied = tensors["bert.embeddings.word_embeddings.weight"] + 1
+    save_file(tensors | {"cls.predictions.decoder.weight": untied}, tmp_path / "m" / "model.safetensors")
+    with pytest.raises(CheckpointError, match="cls.predictions.decoder.weight: differs"):
+        convert.load_model(str(tmp_path / "m"))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_files_become_float32(params, tokenizer, tmp_path, dtype):
+    convert.save_model(str(tmp_path / "m"), params, MODEL, tokenizer)
+    tensors = load_file(tmp_path / "m" / "model.safetensors")
+    half = {name: value.astype(jnp.dtype(dtype)) for name, value in tensors.items()}
+    save_file(half, tmp_path / "m" / "model.safetensors")
+    found = named_leaves(convert.load_model(str(tmp_path / "m")).params)
+    for name, value in named_leaves(params).items():
+        if not name.startswith("classifier"):
+            assert found[name].dtype == np.float32
+            np.testing.assert_array_equal(found[name], value.astype(jnp.dtype(dtype)).astype(np.float32))
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "weights.pt", "epoch=1.ckpt", "model.safetensors"])
+def test_pickles_are_refused_by_their_first_bytes(tmp_path, name):
+    class Trap:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "run"),)
+
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 10}))
+    for content in (pickle.dumps(Trap()), b"PK\x03\x04" + b"zip of torch.save"):
+        (tmp_path / name).write_bytes(content)
+        for path in (tmp_path, tmp_path / name):
+            with pytest.raises(CheckpointError, match="a Python pickle.*model.safetensors"):
+                convert.load_model(str(path))
+    assert not (tmp_path / "run").exists()
+
+
+def test_damaged_safetensors_end_in_one_line(params, tokenizer, tmp_path):
+    folder = tmp_path / "m"
+    convert.save_model(str(folder), params, MODEL, tokenizer)
+    whole = (folder / "model.safetensors").read_bytes()
+    rng, refused = random.Random(0), 0
+    for trial in range(150):
+        data = bytearray(whole)
+        if trial % 3 == 0:
+            data = data[: rng.randrange(len(data))]
+        else:
+            for _ in range(rng.choice([1, 3])):
+                data[rng.randrange(8 if trial % 3 == 1 else 3000)] = rng.randrange(256)
+        (folder / "model.safetensors").write_bytes(data)
+        try:
+            convert.load_model(str(folder))
+        except CheckpointError as error:
+            refused += 1
+            assert str(folder) in str(error)
+    assert refused > 100
+
+
+def test_part_of_a_module_is_refused(params, tokenizer, tmp_path):
+    convert.save_model(str(tmp_path / "m"), params, MODEL, tokenizer)
+    tensors = load_file(tmp_path / "m" / "model.safetensors")
+    for name in ("bert.encoder.layer.1.output.dense.bias", "cls.predictions.transform.dense.weight"):
+        save_file({key: value for key, value in tensors.items() if key != name}, tmp_path / "m" / "model.safetensors")
+        with pytest.raises(CheckpointError, match=f"{name} is missing"):
+            convert.load_model(str(tmp_path / "m"))
+
+
+BAD_SETTINGS = {
+    "another family": ({"model_type": "roberta"}, "model_type 'roberta'"),
+    "relative positions": ({"position_embedding_type": "relative_key"}, "only absolute"),
+    "a decoder": ({"is_decoder": True}, "is_decoder True"),
+    "an unknown activation": ({"hidden_act": "silu"}, "hidden_act 'silu'"),
+    "sizes that do not fit": ({"num_attention_heads": 5}, "does not divide"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD_SETTINGS)
+def test_settings_of_other_models_are_told(params, tokenizer, tmp_path, fault):
+    change, message = BAD_SETTINGS[fault]
+    convert.save_model(str(tmp_path / "m"), params, MODEL, tokenizer)
+    path = tmp_path / "m" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(CheckpointError, match=message):
+        convert.load_model(str(tmp_path / "m"))
+
+
+def test_the_command_goes_to_orbax_and_back(params, tokenizer, tmp_path, capsys):
+    source, orbax, again = (str(tmp_path / name) for name in ("source", "orbax", "again"))
+    convert.save_model(source, params, MODEL, tokenizer, labels=("a", "b", "c"))
+    assert convert.main(["--input", source, "--output", orbax, "--to", "orbax"]) == 0
+    told = capsys.readouterr().err
+    assert "loaded" in told and "mlm_head" in told and "classifier" in told
+    assert checkpoint.main(["verify", orbax]) == 0
+    assert convert.main(["--input", orbax, "--output", again]) == 0
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
+        tmp_path / "source" / "model.safetensors"
+    ).read_bytes()
+    assert convert.load_model(again).labels == ("a", "b", "c")
+    with pytest.raises(ConfigError, match="is there already"):
+        convert.main(["--input", source, "--output", again])
+
+
 def test_what_is_no_model_is_told(tmp_path, params, tokenizer):
     with pytest.raises(CheckpointError, match="neither a model directory"):
         convert.load_model(str(tmp_path))
@@ -105,7 +266,7 @@ def test_what_is_no_model_is_told(tmp_path, params, tokenizer):
     with pytest.raises(CheckpointError, match=r"bert.pooler.dense.weight has shape \(3, 3\)"):
         convert.load_model(str(folder))
     (folder / "model.safetensors").write_bytes(b"\x80\x02}q\x00.")
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match="a Python pickle"):
         convert.load_model(str(folder))
     (folder / "config.json").write_text("[1]")
     with pytest.raises(CheckpointError, match="not a configuration"):

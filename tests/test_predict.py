@@ -11,9 +11,11 @@ import pytest
 
 import bert_jax
 from bert_jax import convert, predict
+from bert_jax.bert import batches
 from bert_jax.config import TaskConfig
+from bert_jax.data.features import Features, collate, featurize
 from bert_jax.errors import CheckpointError, ConfigError, DataError
-from bert_jax.tasks import classify, encode, pretrain
+from bert_jax.tasks import classify, encode, ner, pretrain, squad
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +31,20 @@ def model(small_config, tokenizer, tmp_path_factory):
 @pytest.fixture(scope="module")
 def bert(model):
     return bert_jax.load(model)
+
+
+@pytest.fixture(scope="module")
+def words_and_spans(small_config, tokenizer, tmp_path_factory):
+    """A model directory for words and one for spans, of 64 positions."""
+    config = dataclasses.replace(small_config.model, initializer_range=0.3)
+    folder = tmp_path_factory.mktemp("heads")
+    for name, init, labels in (
+        ("tag", lambda key: ner.init(config, 3, key), ("O", "B-X", "I-X")),
+        ("answer", lambda key: squad.init(config, key), ()),
+    ):
+        params = jax.device_get(jax.jit(init)(jax.random.key(0)))
+        convert.save_model(str(folder / name), params, config, tokenizer, labels=labels)
+    return folder
 
 
 def test_fill_mask_ranks_pieces_for_each_mask(bert):
@@ -71,6 +87,123 @@ def test_classify_keeps_order_and_does_not_depend_on_the_batch(bert):
     assert bert.classify([]) == []
 
 
+TEXTS = ["a value", "the function returns a value of the object " * 3, "one", "words " * 20]
+
+
+def test_embeddings_are_what_the_encoder_says_and_do_not_depend_on_the_batch(bert):
+    hidden = []
+    for text in TEXTS:
+        features = featurize([text], None, bert.tokenizer, 64)
+        batch = collate(features, np.array([0]), bert.tokenizer.pad_id, len(features.ids[0]))
+        hidden.append(np.asarray(encode(bert.config, bert.params, batch, all_layers=True))[:, 0])  # [L + 1, S, D]
+    close = {"rtol": 1e-4, "atol": 1e-5}
+    np.testing.assert_allclose(bert.embed(TEXTS), [state[-1].mean(0) for state in hidden], **close)
+    np.testing.assert_allclose(bert.embed(TEXTS, "cls"), [state[-1, 0] for state in hidden], **close)
+    expected = [np.concatenate(state[-4:].mean(1)) for state in hidden]
+    np.testing.assert_allclose(bert.embed(TEXTS, "last4"), expected, **close)
+    np.testing.assert_allclose(bert.embed(TEXTS, layers="all"), [state.mean(1) for state in hidden], **close)
+    np.testing.assert_allclose(bert.embed(TEXTS, layers=[2, 0])[:, 1], [state[0].mean(0) for state in hidden], **close)
+    assert bert.embed([]).shape == (0, 32)
+    pairs = [(TEXTS[0], TEXTS[1]), (TEXTS[2], TEXTS[2])]
+    first, second = bert.embed(TEXTS)[:2].astype(np.float64)
+    cosine = first @ second / np.linalg.norm(first) / np.linalg.norm(second)
+    np.testing.assert_allclose(bert.similarity(pairs), [cosine, 1], rtol=1e-5)
+
+
+def test_batches_hold_each_text_once_in_few_shapes():
+    lengths = np.random.default_rng(0).integers(1, 513, 3000)
+    seen, shapes = [], set()
+    for numbers, length in batches(lengths, 512):
+        shapes.add((len(numbers), length))
+        assert (lengths[numbers[numbers >= 0]] <= length).all()
+        seen += numbers[numbers >= 0].tolist()
+    assert sorted(seen) == list(range(3000)) and len(shapes) <= 20
+    assert {length for _, length in batches(np.array([3, 40]), 40)} == {16, 40}
+    assert list(batches(np.zeros(0, int), 512)) == []
+
+
+def test_what_is_cut_is_told(bert, capsys):
+    bert.embed(["word " * 100, "short"])
+    assert "1 texts are longer than the 64 pieces" in capsys.readouterr().err
+    bert.embed(["short"])
+    assert capsys.readouterr().err == ""
+
+
+def test_words_of_a_long_text_are_labelled_through_windows(words_and_spans):
+    bert = bert_jax.load(str(words_and_spans / "tag"))
+    short = "the function returns a value."
+    found = bert.tag(short)
+    assert found["words"] == ["the", "function", "returns", "a", "value", "."]
+    assert set(found["labels"]) <= {"O", "B-X", "I-X"} and len(found["labels"]) == 6
+    assert all(short[entity["start"] : entity["end"]] == entity["text"] for entity in found["entities"])
+    long = bert.tag(short * 60)
+    assert len(long["labels"]) == 360
+    assert bert.tag("") == {"words": [], "labels": [], "entities": []}
+    ids = np.array([bert.tokenizer.encode(short).ids])
+    batch = collate(Features([ids[0]], [np.zeros_like(ids[0])]), np.array([0]), 0, ids.shape[1])
+    scores = np.asarray(ner.logits(bert.config, bert.params, batch))[0]
+    pieces = [len(part) for part in bert.tokenizer.encode_batch(found["words"])]
+    firsts = 1 + np.cumsum([0, *pieces[:-1]])
+    assert [bert.labels[scores[first].argmax()] for first in firsts] == found["labels"]
+
+
+def test_answers_are_parts_of_the_context(words_and_spans):
+    bert = bert_jax.load(str(words_and_spans / "answer"))
+    context = "The function returns a value.  It is used with caf\u00e9 objects, and [SEP] is text. " * 8
+    answers = bert.answer("what is returned?", context, top=3)
+    scores = [answer["score"] for answer in answers]
+    assert len(answers) == 3 and scores == sorted(scores, reverse=True)
+    assert all(context[answer["start"] : answer["end"]] == answer["text"] != "" for answer in answers)
+    with pytest.raises(DataError, match="context: no text"):
+        bert.answer("what?", "  ")
+    assert bert.answer("what " * 200, "a value")[0]["text"] in "a value"
+
+
+def test_embed_and_answer_write_their_files(model, words_and_spans, tmp_path, capsys):
+    lines, pairs, vectors = tmp_path / "l.txt", tmp_path / "p.tsv", tmp_path / "e.npy"
+    lines.write_text("\n".join(TEXTS))
+    assert predict.main(["embed", "--model", model, "--input", str(lines), "--output", str(vectors)]) == 0
+    found = np.load(vectors)
+    assert found.shape == (4, 32) and found.dtype == np.float32
+    assert predict.main(["embed", "--model", model, "--input", str(lines), "--layers", "0", "2"]) == 0
+    printed = [json.loads(line)["embedding"] for line in capsys.readouterr().out.splitlines()]
+    np.testing.assert_allclose(np.array(printed)[:, 1], found, rtol=1e-5)
+    pairs.write_text("a value\tanother value\none\tone\n")
+    assert predict.main(["similarity", "--model", model, "--input", str(pairs)]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[1])["similarity"] == pytest.approx(1, abs=1e-5)
+    questions, answers = tmp_path / "q.json", tmp_path / "a.json"
+    paragraph = {"context": "the value is one", "qas": [{"id": "x1", "question": "which?"}]}
+    questions.write_text(json.dumps({"data": [{"paragraphs": [paragraph]}]}))
+    heads = str(words_and_spans / "answer")
+    assert predict.main(["answer", "--model", heads, "--input", str(questions), "--output", str(answers)]) == 0
+    assert json.loads(answers.read_text())["x1"] in paragraph["context"]
+    assert predict.main(["tag", "--model", str(words_and_spans / "tag"), "--text", "the value"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["labels"]) == 2
+    assert not list(tmp_path.glob("*.partial"))
+
+
+BAD_USE = {
+    "three cells": (["similarity", "--input", "bad.tsv"], DataError, "line 2: 3 cells"),
+    "no such layer": (["embed", "--text", "x", "--layers", "9"], ConfigError, "go from 0 .embeddings. to 2"),
+    "a layer in words": (["embed", "--text", "x", "--layers", "last"], ConfigError, "numbers from 0, or all"),
+    "no context": (["answer", "--question", "x"], ConfigError, "--question needs --context"),
+    "no head for words": (["tag", "--text", "x"], ConfigError, "no tagger"),
+    "no head for spans": (["answer", "--question", "x", "--context", "y"], ConfigError, "no span_head"),
+    "not SQuAD": (["answer", "--input", "bad.tsv"], DataError, "not in SQuAD's JSON layout"),
+    "layers and last4": (["embed", "--text", "x", "--pooling", "last4", "--layers", "1"], ConfigError, "says itself"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD_USE)
+def test_bad_use_is_one_line(model, words_and_spans, tmp_path, monkeypatch, fault):
+    words, kind, message = BAD_USE[fault]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.tsv").write_text("a\tb\nc\td\te\n")
+    chosen = str(words_and_spans / "answer") if fault == "not SQuAD" else model
+    with pytest.raises(kind, match=message):
+        predict.main([*words, "--model", chosen])
+
+
 def test_commands_print_json_lines(model, tmp_path, capsys):
     assert predict.main(["fill-mask", "--model", model, "--text", "a [MASK] value", "--top", "3"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -110,9 +243,7 @@ def test_loading_imports_no_tensorflow(model):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize(
-    "module", ["train", "predict", "checkpoint", "data.tokenizer", "data.prepare"], ids=lambda name: name
-)
+@pytest.mark.parametrize("module", ["train", "predict", "checkpoint", "convert", "data.tokenizer", "data.prepare"])
 def test_help_imports_nothing_heavy(module):
     code = (
         "import runpy, sys\n"

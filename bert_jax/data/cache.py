@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bert_jax.config import DataConfig
+from bert_jax.config import DataConfig, cache_folder
 from bert_jax.data import prepare
 from bert_jax.data.corpus import read_documents, resolve_inputs
 from bert_jax.data.tokenizer import Tokenizer, load_tokenizer, publish
@@ -18,12 +18,6 @@ from bert_jax.errors import ConfigError
 
 _ROW_SETTINGS = ("max_seq_len", "pack", "short_seq_prob", "dupe_factor", "eval_fraction", "seed", "language")
 _TEXT_SETTINGS = ("text_field", "documents")
-
-
-def cache_folder() -> Path:
-    """`$BERT_JAX_CACHE`, else `bert_jax` in the user's cache folder."""
-    user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("BERT_JAX_CACHE") or Path(user) / "bert_jax")
 
 
 def is_prepared(path: str) -> bool:

@@ -106,11 +106,15 @@ class Tokenizer:
         """Ids of each text, no special pieces added; a literal "[SEP]" in a text is text."""
         return self._backend.batch(texts)
 
+    def pieces(self, text: str) -> list["Piece"]:
+        """(piece, id, (start, end) in `text`) of a text; no special pieces added, and a literal "[SEP]" is text."""
+        return self._backend.spans(text, literal=True)
+
     def encode(self, text: str, pair: str | None = None) -> Encoding:
         """`[CLS] text [SEP]`, or `[CLS] text [SEP] pair [SEP]`; a literal "[MASK]" is the special piece."""
         cls, sep = ((self.names[role], self._id_of[self.names[role]], (0, 0)) for role in ("cls", "sep"))
-        first = [cls, *self._backend.spans(text), sep]
-        second = [] if pair is None else [*self._backend.spans(pair), sep]
+        first = [cls, *self._backend.spans(text, literal=False), sep]
+        second = [] if pair is None else [*self._backend.spans(pair, literal=False), sep]
         tokens, ids, offsets = map(list, zip(*first, *second, strict=True))
         return Encoding(tokens, ids, [0] * len(first) + [1] * len(second), offsets)
 
@@ -164,8 +168,8 @@ class _HuggingFace:
     """A `tokenizer.json`: one copy that sees special pieces in a text, and one to which they are text.
 
     Both back ends have `pieces`, `special_ids`, `rules` (what decides their output), `splits_chinese`, and
-    `recognise(names)` (special pieces for `spans`), `continues(piece)`, `batch(texts)` -> ids, `spans(text)` -> pieces
-    with ids and offsets, `decode(ids)`, `save(folder)` -> the class that transformers gives such files.
+    `recognise(names)` (special pieces for `spans`), `continues(piece)`, `batch(texts)` -> ids, `spans(text, literal)`
+    -> pieces with ids and offsets, `decode(ids)`, `save(folder)` -> the class that transformers gives such files.
     """
 
     def __init__(self, spec: Spec):
@@ -209,8 +213,9 @@ class _HuggingFace:
     def _encode_one(self, text: str) -> list[int]:
         return self._blind.encode_batch_fast([self._prepare(text)], add_special_tokens=False)[0].ids
 
-    def spans(self, text: str) -> list[Piece]:
-        encoding = self._aware.encode(self._prepare(text), add_special_tokens=False)
+    def spans(self, text: str, literal: bool) -> list[Piece]:
+        backend = self._blind if literal else self._aware
+        encoding = backend.encode(self._prepare(text), add_special_tokens=False)
         return list(zip(encoding.tokens, encoding.ids, encoding.offsets, strict=True))
 
     def decode(self, ids: list[int]) -> str:
@@ -289,7 +294,9 @@ class _SentencePiece:
     def batch(self, texts: list[str]) -> list[list[int]]:
         return self._model.encode(list(map(self._fold, texts)), num_threads=1)
 
-    def spans(self, text: str) -> list[Piece]:
+    def spans(self, text: str, literal: bool) -> list[Piece]:
+        if literal:
+            return self._text_spans(text, 0)
         found, start = [], 0
         for number, part in enumerate(self._names.split(text)):
             end = start + len(part)

@@ -63,9 +63,11 @@ def choose_tokenizer(named: str, of_weights: str) -> str:
     return of_weights or named
 
 
-def encode(config: ModelConfig, params: Params, batch: Batch, dropout_key: jax.Array | None) -> jax.Array:
-    """Contextual vectors [B, S, D] of a batch's tokens; no key, no dropout."""
-    encoder = Encoder(config, deterministic=dropout_key is None)
+def encode(
+    config: ModelConfig, params: Params, batch: Batch, dropout_key: jax.Array | None = None, *, all_layers: bool = False
+) -> jax.Array:
+    """Contextual vectors [B, S, D] of a batch's tokens; no key, no dropout. `all_layers`: [L + 1, B, S, D]."""
+    encoder = Encoder(config, deterministic=dropout_key is None, all_layers=all_layers)
     return encoder.apply(
         {"params": {name: params[name] for name in _BACKBONE}},
         batch["input_ids"],

@@ -14,15 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from bert_jax.config import Config, ModelConfig, TaskConfig, did_you_mean
+from bert_jax.data.features import Features, collate, featurize, padded_length
 from bert_jax.data.pipeline import host_share, row_numbers
-from bert_jax.data.tokenizer import Tokenizer, load_tokenizer
+from bert_jax.data.tokenizer import load_tokenizer
 from bert_jax.errors import ConfigError, DataError
 from bert_jax.heads import ClassifierHead, Pooler
 from bert_jax.metrics import accuracy, f1, macro_f1
 from bert_jax.tasks import Batch, Params, Sums, Task, choose_tokenizer, encode, init_encoder, loss_and_accuracy
 
 _REST = object()  # key of cells beyond the header
-LENGTH_STEP = 32  # batches are padded to a multiple of this, so that few shapes compile
 
 
 class Example(NamedTuple):
@@ -32,14 +32,6 @@ class Example(NamedTuple):
     pair: str | None
     label: str
     line: int
-
-
-class Features(NamedTuple):
-    """Examples as ids: `ids` and `type_ids` are one int32 array an example, with [CLS] and [SEP]."""
-
-    ids: list[np.ndarray]
-    type_ids: list[np.ndarray]
-    labels: np.ndarray
 
 
 def read_table(path: str) -> Iterator[tuple[int, dict[str, str | None]]]:
@@ -123,57 +115,16 @@ def label_names(path: str, examples: list[Example]) -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name)))
 
 
-def truncate_pair(first: list[int], second: list[int], room: int) -> tuple[list[int], list[int]]:
-    """Cuts the longer of two id lists from its end until both fit into `room`, as Google's fine-tuning does."""
-    if len(first) + len(second) <= room:
-        return first, second
-    keep_first = max(room - len(second), min(len(first), (room + 1) // 2))
-    return first[:keep_first], second[: room - keep_first]
-
-
-def featurize(
-    examples: list[Example], tokenizer: Tokenizer, max_seq_len: int, labels: tuple[str, ...] | None, path: str
-) -> Features:
-    """Ids of all examples, cut to `max_seq_len`. Raises DataError on a label that training never saw."""
-    number = {name: index for index, name in enumerate(labels or ())}
-    for example in examples if labels else ():
+def label_numbers(examples: list[Example], labels: tuple[str, ...], path: str) -> np.ndarray:
+    """int32 number of each example's label. Raises DataError on one that training never saw."""
+    number = {name: index for index, name in enumerate(labels)}
+    for example in examples:
         if example.label not in number:
             raise DataError(
                 f"{path}: line {example.line}: label {example.label!r} is not among the training labels "
                 f"{', '.join(labels)}"
             )
-    first = tokenizer.encode_batch([example.text for example in examples])
-    second = tokenizer.encode_batch([example.pair or "" for example in examples])
-    ids, types = [], []
-    for a, b, example in zip(first, second, examples, strict=True):
-        a, b = truncate_pair(a, b, max_seq_len - (2 if example.pair is None else 3))
-        tail = [] if example.pair is None else [*b, tokenizer.sep_id]
-        ids.append(np.array([tokenizer.cls_id, *a, tokenizer.sep_id, *tail], np.int32))
-        types.append(np.array([0] * (len(a) + 2) + [1] * len(tail), np.int32))
-    return Features(ids, types, np.array([number.get(example.label, 0) for example in examples], np.int32))
-
-
-def collate(features: Features, numbers: np.ndarray, share: slice, pad_id: int, max_seq_len: int) -> Batch:
-    """Rows `numbers[share]`, padded to the length step that the longest of all `numbers` needs; -1 is an empty row.
-
-    The length looks at the global batch, so that all hosts agree on the shape.
-    """
-    longest = max(len(features.ids[number]) for number in numbers if number >= 0)
-    length = min(-(-longest // LENGTH_STEP) * LENGTH_STEP, max_seq_len)
-    mine = numbers[share]
-    shape = (len(mine), length)
-    batch = {"input_ids": np.full(shape, pad_id, np.int32), "token_type_ids": np.zeros(shape, np.int32)}
-    batch["segment_ids"] = np.zeros(shape, np.int32)
-    for row, number in enumerate(mine):
-        if number >= 0:
-            ids = features.ids[number]
-            batch["input_ids"][row, : len(ids)] = ids
-            batch["token_type_ids"][row, : len(ids)] = features.type_ids[number]
-            batch["segment_ids"][row, : len(ids)] = 1
-    batch["position_ids"] = np.broadcast_to(np.arange(length, dtype=np.int32), shape).copy()
-    batch["labels"] = np.where(mine >= 0, features.labels[mine], 0).astype(np.int32)
-    batch["label_weights"] = (mine >= 0).astype(np.float32)
-    return batch
+    return np.array([number[example.label] for example in examples], np.int32)
 
 
 def init(config: ModelConfig, num_labels: int, key: jax.Array) -> Params:
@@ -194,6 +145,11 @@ def logits(config: ModelConfig, params: Params, batch: Batch, key: jax.Array | N
     num_labels = params["classifier"]["dense"]["bias"].shape[0]
     head = ClassifierHead(config, num_labels, config.hidden_dropout, deterministic=key is None)
     return head.apply({"params": params["classifier"]}, pooled, rngs=None if key is None else {"dropout": head_key})
+
+
+def probabilities(config: ModelConfig, params: Params, batch: Batch) -> jax.Array:
+    """[B, C], each row adding up to 1."""
+    return jax.nn.softmax(logits(config, params, batch))
 
 
 def sums(config: ModelConfig, params: Params, batch: Batch, key: jax.Array | None) -> Sums:
@@ -263,24 +219,33 @@ def build(config: Config) -> Task:
         )
     examples = training_examples(task, config.train.seed)
     labels = label_names(task.train, examples)
-    sets = {
-        name: featurize(examples if name == "train" else read_examples(path, task), tokenizer, length, labels, path)
-        for name, path in (("train", task.train), ("dev", task.dev), ("test", task.test))
-        if path
-    }
+    sets: dict[str, tuple[Features, np.ndarray]] = {}
+    for name, path in (("train", task.train), ("dev", task.dev), ("test", task.test)):
+        if path:
+            some = examples if name == "train" else read_examples(path, task)
+            numbers = label_numbers(some, labels, path)
+            pairs = [example.pair for example in some] if task.text_pair_column else None
+            sets[name] = featurize([example.text for example in some], pairs, tokenizer, length), numbers
     hosts = {"host": jax.process_index(), "hosts": jax.process_count()}
 
     def batch_of(name: str, numbers: np.ndarray) -> Batch:
-        return collate(sets[name], numbers, host_share(numbers, **hosts), tokenizer.pad_id, length)
+        """This host's share; the length looks at the global batch, so that all hosts agree on the shape."""
+        features, targets = sets[name]
+        mine = numbers[host_share(numbers, **hosts)]
+        batch = collate(features, mine, tokenizer.pad_id, padded_length(features, numbers, length))
+        batch["labels"] = np.where(mine >= 0, targets[mine], 0).astype(np.int32)
+        return batch | {"label_weights": (mine >= 0).astype(np.float32)}
 
     def eval_batches(name: str) -> Iterator[Batch]:
-        count = len(sets[name].ids)
+        count = len(sets[name][1])
         for start in range(0, count, batch_size):
             numbers = np.arange(start, start + batch_size)
             yield batch_of(name, np.where(numbers < count, numbers, -1))
 
     rows = len(examples)
     counts = ", ".join(f"{label} {n:,}" for label, n in sorted(Counter(e.label for e in examples).items()))
+    cut = sum(features.cut for features, _ in sets.values())
+    note = f"; {cut:,} texts are cut to {length} pieces" if cut else ""
     return Task(
         init=functools.partial(init, config.model, len(labels)),
         sums=functools.partial(sums, config.model),
@@ -290,7 +255,7 @@ def build(config: Config) -> Task:
         train_batch=lambda step: batch_of("train", row_numbers(step, batch_size, rows, config.train.seed)),
         eval_sets={name: functools.partial(eval_batches, name) for name in sets if name != "train"},
         tokenizer=tokenizer,
-        facts=f"{rows:,} examples ({counts}) from {task.train}",
+        facts=f"{rows:,} examples ({counts}) from {task.train}{note}",
         labels=labels,
         outputs=functools.partial(outputs, config.model),
         score=score,

@@ -1,0 +1,84 @@
+"""A label for each word, and the entities they spell (Devlin et al. 2019, section 5.3; CoNLL-2003)."""
+
+import re
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from bert_jax.config import ModelConfig
+from bert_jax.heads import ClassifierHead
+from bert_jax.tasks import Batch, Params, encode, init_encoder
+
+WORD = re.compile(r"\w+|[^\w\s]")
+
+
+class Entity(NamedTuple):
+    """Words `first` to `last`, the latter not included, of one kind."""
+
+    kind: str
+    first: int
+    last: int
+
+
+def init(config: ModelConfig, num_labels: int, key: jax.Array) -> Params:
+    """Encoder and tagger."""
+    keys = jax.random.split(key, 2)
+    head = ClassifierHead(config, num_labels).init(keys[1], np.zeros((1, config.hidden_size), np.float32))
+    return init_encoder(config, keys[0]) | {"tagger": head["params"]}
+
+
+def logits(config: ModelConfig, params: Params, batch: Batch, key: jax.Array | None = None) -> jax.Array:
+    """Scores [B, S, C] of every token's label."""
+    encoder_key, head_key = (None, None) if key is None else jax.random.split(key)
+    hidden = encode(config, params, batch, encoder_key)  # [B, S, D]
+    num_labels = params["tagger"]["dense"]["bias"].shape[0]
+    head = ClassifierHead(config, num_labels, config.hidden_dropout, deterministic=key is None)
+    return head.apply({"params": params["tagger"]}, hidden, rngs=None if key is None else {"dropout": head_key})
+
+
+def windows(counts: list[int], room: int) -> list[tuple[int, int]]:
+    """Ranges of words, (first, last), that cover all words with at most `room` pieces each.
+
+    `counts` are the pieces of each word. A range begins a quarter of `room` before the one in front of it ends, so that
+    every word is somewhere away from an edge. A word longer than `room` counts as `room`: its end is cut.
+    """
+    counts = [min(count, room) for count in counts]
+    found, first = [], 0
+    while first < len(counts):
+        last, pieces = first, 0
+        while last < len(counts) and pieces + counts[last] <= room:
+            pieces, last = pieces + counts[last], last + 1
+        found.append((first, last))
+        if last == len(counts):
+            break
+        back, pieces, shared = last, 0, min(room // 4, room - counts[last])
+        while back > first + 1 and pieces + counts[back - 1] <= shared:
+            pieces, back = pieces + counts[back - 1], back - 1
+        first = back
+    return found
+
+
+def best_window(word: int, ranges: list[tuple[int, int]]) -> int:
+    """The window in which a word is farthest from an edge of the text that the window shows."""
+    margins = [min(word - first, last - 1 - word) if first <= word < last else -1 for first, last in ranges]
+    return margins.index(max(margins))
+
+
+def entities(labels: list[str]) -> list[Entity]:
+    """The spans of IOB labels of words, as the CoNLL-2003 scorer reads them.
+
+    B- starts a span; I- goes on with one of its kind, and starts one where there is none. Labels without B- or I- are
+    kinds by themselves, neighbours of one kind making one span; O is none.
+    """
+    found: list[Entity] = []
+    for number, label in enumerate([*labels, "O"]):
+        prefix, kind = label.split("-", 1) if label[:2] in ("B-", "I-") else ("I", label)
+        goes_on = bool(found) and found[-1].last == number and found[-1].kind == kind and prefix == "I"
+        if kind == "O":
+            continue
+        if goes_on:
+            found[-1] = found[-1]._replace(last=number + 1)
+        else:
+            found.append(Entity(kind, number, number + 1))
+    return found
