@@ -179,6 +179,8 @@ class TrainConfig:
     """Checkpoints kept."""
     seed: int = 0
     """Seed of first weights and dropout."""
+    token_init: Literal["normal", "cooccurrence"] = "normal"
+    """First token vectors: random, or from what stands together in the text, which speeds a short pre-training up."""
     init_from: str = ""
     """Model directory, workdir or checkpoint whose weights start this run; its step and optimizer are not taken."""
 

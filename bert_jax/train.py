@@ -137,24 +137,34 @@ def start_from(state: Any, model: Any, labels: tuple[str, ...]) -> Any:
 
     A classifier is taken only if its labels are `labels`: rows of other classes of the same number would fit as well.
     """
-    import jax
-
-    from bert_jax.convert import table, unflatten
+    from bert_jax.convert import table
     from bert_jax.sharding import named_leaves
 
     ours, theirs = named_leaves(state.params), named_leaves(model.params)
     loaded = {name for name in ours if name in theirs and theirs[name].shape == ours[name].shape}
     if model.labels != labels:
         loaded = {name for name in loaded if not name.startswith("classifier/")}
-
-    def place(name: str) -> Any:
-        value = theirs[name].astype(ours[name].dtype)
-        return jax.make_array_from_callback(value.shape, ours[name].sharding, lambda index: value[index])
-
-    params = {name: place(name) if name in loaded else array for name, array in ours.items()}
     unused = sorted({name.split("/")[0] for name in theirs.keys() - loaded})
     new = {name: array for name, array in ours.items() if name not in loaded}
     say(f"weights:\n{table({name: ours[name] for name in sorted(loaded)}, new, (*unused, *model.ignored))}")
+    return with_params(state, {name: theirs[name] for name in loaded})
+
+
+def with_params(state: Any, arrays: dict[str, Any]) -> Any:
+    """The state with host arrays (path -> array) in the place of its own, laid out and typed as those are."""
+    import jax
+
+    from bert_jax.convert import unflatten
+    from bert_jax.sharding import named_leaves
+
+    def place(value: Any, like: Any) -> Any:
+        value = value.astype(like.dtype)
+        return jax.make_array_from_callback(value.shape, like.sharding, lambda index: value[index])
+
+    params = {
+        name: place(arrays[name], array) if name in arrays else array
+        for name, array in named_leaves(state.params).items()
+    }
     return dataclasses.replace(state, params=unflatten(params))
 
 
@@ -289,7 +299,11 @@ def run(config: Config, workdir: str, mesh: Any, resume: str) -> int:
             say(f"resumed at step {start:,}")
         else:
             state = create_state(task, optimizer, mesh, config.train.seed)
-            state = start_from(state, starting, task.labels) if starting else state
+            if starting:
+                state = start_from(state, starting, task.labels)
+            elif task.first_params:
+                say("first token vectors: from what stands together in the text")
+                state = with_params(state, task.first_params())
         write_beginning(config, workdir, task, new=start is None)
         start = start or 0
         recorder = stack.enter_context(contextlib.closing(Recorder(workdir, start)))

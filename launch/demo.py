@@ -28,7 +28,7 @@ def finetune(folder: Path, name: str, labels: int, *weights: object) -> tuple[fl
     words = ["-m", "bert_jax.train", "--config", HERE.parent / "configs/demo_finetune.py", *data]
     words += ["--task.max-train-examples", labels, "--workdir", folder / name, *weights]
     if labels:  # as many steps as it takes to see few labels often enough
-        words += ["--train.num-epochs", 20]
+        words += ["--train.num-epochs", 10]
     seconds = run(f"fine-tune: {name}", *words)
     return seconds, json.loads((folder / name / "results.json").read_text())["metrics"]["test"]["accuracy"]
 
@@ -99,7 +99,7 @@ def main() -> None:
             "--output",
             rows,
             "--max-seq-len",
-            64,
+            128,
         )
     config = HERE.parent / "configs/demo_pretrain.py"
     seconds["pre-train"] = run(

@@ -45,6 +45,8 @@ class Task(NamedTuple):
     """The data in one line."""
     labels: tuple[str, ...] = ()
     """Names of the classes, in order."""
+    first_params: Callable[[], dict[str, np.ndarray]] | None = None
+    """path -> array of parameters that a new run takes from its data instead of from `init`."""
     outputs: Callable[[Params, Batch], dict[str, jax.Array]] | None = None
     """(params, batch) -> arrays [B, ...] of every row, for scores that are no sums."""
     score: Callable[[dict[str, np.ndarray]], dict[str, float]] | None = None

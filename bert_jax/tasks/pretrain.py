@@ -5,9 +5,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bert_jax.config import Config, ModelConfig
-from bert_jax.data import cache, pipeline, prepare
+from bert_jax.data import cache, cooccurrence, pipeline, prepare
 from bert_jax.data.corpus import resolve_inputs
 from bert_jax.data.tokenizer import load_tokenizer
 from bert_jax.errors import ConfigError
@@ -114,8 +115,19 @@ def build(config: Config) -> Task:
         if len(held_out)
         else {},
         tokenizer=tokenizer,
+        first_params=functools.partial(first_params, config.model, rows, vocabulary.regular, train.seed)
+        if train.token_init == "cooccurrence"
+        else None,
         facts=f"{len(rows):,} rows of {data.max_seq_len}, {len(held_out):,} held out, from {folder}",
     )
+
+
+def first_params(
+    config: ModelConfig, rows: pipeline.PreparedRows, regular: np.ndarray, seed: int
+) -> dict[str, np.ndarray]:
+    """The token table [V, D] with the scale that random vectors would have; pad rows are zeros."""
+    vectors = cooccurrence.token_vectors(rows, regular, config.hidden_size, seed) * config.initializer_range
+    return {"embeddings/token_embedding": np.pad(vectors, ((0, config.padded_vocab_size - len(vectors)), (0, 0)))}
 
 
 def check_fit(config: Config, folder: str, manifest: dict) -> None:
