@@ -28,7 +28,7 @@ def finetune(folder: Path, name: str, labels: int, *weights: object) -> tuple[fl
     words = ["-m", "bert_jax.train", "--config", HERE.parent / "configs/demo_finetune.py", *data]
     words += ["--task.max-train-examples", labels, "--workdir", folder / name, *weights]
     if labels:  # as many steps as it takes to see few labels often enough
-        words += ["--train.num-epochs", 10]
+        words += ["--train.num-epochs", 20]
     seconds = run(f"fine-tune: {name}", *words)
     return seconds, json.loads((folder / name / "results.json").read_text())["metrics"]["test"]["accuracy"]
 

@@ -1,0 +1,92 @@
+"""First token vectors: counts against a plain loop, factors against NumPy, and a run that starts there."""
+
+import dataclasses
+import itertools
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from bert_jax import convert
+from bert_jax.data import cooccurrence, pipeline
+from bert_jax.data.packing import unpack_rows
+from bert_jax.data.prepare import load_manifest
+from bert_jax.tasks import pretrain
+from bert_jax.train import train
+
+
+@pytest.fixture(scope="module")
+def rows(prepared):
+    return pipeline.open_rows(str(prepared), load_manifest(str(prepared)), "train")
+
+
+@pytest.fixture(scope="module")
+def regular(tokenizer):
+    return pipeline.masking_vocabulary(tokenizer, False).regular
+
+
+def test_counts_are_those_of_a_loop_over_the_windows(rows, regular, monkeypatch):
+    monkeypatch.setattr(cooccurrence, "READ_ROWS", 100)
+    counts, frequency, windows = cooccurrence.count(rows, regular)
+    batch = unpack_rows(rows.read(np.arange(len(rows))))
+    found = {}
+    for row in range(len(rows)):
+        for piece, segment, kind in zip(
+            *(batch[name][row] for name in ("input_ids", "segment_ids", "token_type_ids")), strict=True
+        ):
+            if regular[piece]:
+                found.setdefault((row, segment, kind), set()).add(int(piece))
+    assert windows == len(found)
+    single = Counter(itertools.chain.from_iterable(found.values()))
+    assert {piece: int(n) for piece, n in enumerate(frequency) if n} == dict(single)
+    contexts = np.argsort(-frequency, kind="stable")
+    pairs = Counter(pair for window in found.values() for pair in itertools.permutations(sorted(window), 2))
+    for column in (0, 7, 300):
+        expected = [pairs[(piece, int(contexts[column]))] for piece in range(len(regular))]
+        assert counts[:, column].tolist() == expected
+
+
+def test_factors_are_those_of_the_whole_decomposition():
+    rng = np.random.default_rng(0)
+    low = (rng.normal(size=(80, 6)) * [9, 7, 5, 4, 3, 2]) @ rng.normal(size=(6, 60))
+    matrix = (low + 0.01 * rng.normal(size=(80, 60))).astype(np.float32)
+    left, singular, _ = np.linalg.svd(matrix)
+    expected = left[:, :5] * np.sqrt(singular[:5])
+    expected *= np.where(np.take_along_axis(expected, np.abs(expected).argmax(0)[None], 0) < 0, -1, 1)
+    np.testing.assert_allclose(cooccurrence.factors(matrix, 5, seed=3), expected, atol=1e-3)
+    assert cooccurrence.factors(matrix, 70, seed=0).shape == (80, 70)  # wider than the matrix: the rest is 0
+
+
+def test_pieces_of_one_surrounding_are_near():
+    """Two topics, whose words never meet: nearest to a word are the words of its topic."""
+    rng = np.random.default_rng(0)
+    counts, windows = np.zeros((20, 20), np.float32), 400
+    frequency = np.zeros(20, np.int64)
+    for window in range(windows):
+        words = 10 * (window % 2) + rng.choice(10, 4, replace=False)
+        frequency[words] += 1
+        counts[np.ix_(words, words)] += 1
+    order = np.argsort(-frequency, kind="stable")
+    counts = counts[:, order]
+    counts[order, np.arange(20)] = 0
+    vectors = cooccurrence.factors(cooccurrence.positive_information(counts, frequency, windows), 2, seed=0)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    cosine = unit @ unit.T
+    assert cosine[:10, :10].min() > 0.8 > 0.3 > np.abs(cosine[:10, 10:]).max()
+
+
+def test_a_run_starts_from_them_and_special_pieces_from_zero(small_config, rows, regular, tmp_path):
+    config = dataclasses.replace(
+        small_config,
+        optimizer=dataclasses.replace(small_config.optimizer, learning_rate=1e-12),
+        train=dataclasses.replace(small_config.train, num_steps=1, token_init="cooccurrence"),
+    )
+    assert train(config, str(tmp_path / "run")) == 0
+    table = convert.load_model(str(tmp_path / "run")).params["embeddings"]["token_embedding"]
+    first = pretrain.first_params(config.model, rows, regular, config.train.seed)["embeddings/token_embedding"]
+    np.testing.assert_allclose(table[: config.model.vocab_size], first[: config.model.vocab_size], atol=1e-6)
+    vectors = cooccurrence.token_vectors(rows, regular, 32, 0)
+    seen = np.abs(vectors).sum(1) > 0
+    assert not vectors[~regular].any() and seen.sum() > 900
+    assert np.square(vectors[seen]).mean() == pytest.approx(1, abs=1e-4)
+    np.testing.assert_allclose(vectors[seen].mean(0), 0, atol=1e-4)
