@@ -102,6 +102,8 @@ def _read_file(path: str) -> dict[str, np.ndarray]:
 
 def read_google(prefix: str) -> Weights:
     """The variables of a TensorFlow 1 checkpoint of google-research/bert. Raises CheckpointError."""
+    import bert_jax.data  # noqa: F401 - it quiets TensorFlow
+
     try:
         from tensorflow.errors import OpError
         from tensorflow.train import load_checkpoint

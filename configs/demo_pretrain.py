@@ -1,4 +1,23 @@
-"""The demo's first half: a two-layer BERT of 128 on IMDb reviews, made to finish in minutes on two CPU cores."""
+"""BERT-tiny (L=2, H=128) with a vocabulary of 8,192, on the 25,000 IMDb reviews: the demo's first half, and the recipe
+whose pre-training shows in a labelled task.
+
+    bash launch/demo.sh
+    python benchmarks/transfer.py --pretrained work/demo/pretrain --data work/demo/data --labels 500 --epochs 20
+    python benchmarks/transfer.py --pretrained work/demo/pretrain --data work/demo/data --labels 0 --epochs 3
+
+Two CPU cores, 434 s, 12 million tokens (1.2 epochs): held-out masked LM loss 6.26 at step 500, 5.65 at 1,000, 4.85 at
+the end (25 % masked), next-sentence accuracy 0.641.
+
+Rotten Tomatoes test accuracy, mean and standard deviation of seeds 0, 1, 2, the same model with and without these
+weights, everything else alike:
+
+    500 labels, 20 epochs    71.1 +- 0.8 %  against  59.5 +- 1.9 %   +11.6 points
+    all 6,530,  3 epochs     76.9 +- 0.2 %  against  73.5 +- 1.3 %    +3.4 points
+
+What made it: token vectors that start from co-occurrences. With `--data.mask-rate 0.15 --train.global-batch-size 16
+--train.num-steps 3500` the held-out loss ended at 5.13; with `--train.token-init normal` besides, at 6.02, hardly below
+what the frequencies of the pieces give.
+"""
 
 from bert_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 
