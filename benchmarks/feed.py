@@ -18,7 +18,7 @@ from bert_jax.config import DataConfig
 from bert_jax.data import pipeline
 from bert_jax.data.corpus import read_documents
 from bert_jax.data.prepare import load_manifest, prepare
-from bert_jax.data.tokenizer import load_tokenizer
+from bert_jax.data.tokenizer_model import load_tokenizer
 from bert_jax.data.tokenizer_training import train_tokenizer
 
 

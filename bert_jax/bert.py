@@ -17,7 +17,7 @@ import numpy as np
 from bert_jax.config import cache_folder
 from bert_jax.convert import Model, load_model
 from bert_jax.data.features import Features, collate, featurize
-from bert_jax.data.tokenizer import Tokenizer, load_tokenizer
+from bert_jax.data.tokenizer_model import Tokenizer, load_tokenizer
 from bert_jax.errors import ConfigError, DataError
 from bert_jax.tasks import Batch, Params, classify, embed, encode, gather, ner, pretrain, squad
 

@@ -28,7 +28,7 @@ from bert_jax.config import Config, ModelConfig
 from bert_jax.errors import CheckpointError, CommandParser, StorageError, run_command
 
 if TYPE_CHECKING:
-    from bert_jax.data.tokenizer import Tokenizer
+    from bert_jax.data.tokenizer_model import Tokenizer
     from bert_jax.train_state import TrainState
 
 FORMAT = 2

@@ -17,7 +17,7 @@ from bert_jax.config import Config, DataConfig, ModelConfig, faults
 from bert_jax.errors import CheckpointError, CommandParser, ConfigError, run_command
 
 if TYPE_CHECKING:
-    from bert_jax.data.tokenizer import Tokenizer
+    from bert_jax.data.tokenizer_model import Tokenizer
     from bert_jax.tasks import Params
     from bert_jax.weights import Weights
 
@@ -372,7 +372,7 @@ def main(argv: list[str]) -> int:
     if os.path.exists(args.output):
         raise ConfigError(f"--output {args.output} is there already; remove it or give another")
     from bert_jax import checkpoint
-    from bert_jax.data.tokenizer import load_tokenizer
+    from bert_jax.data.tokenizer_model import load_tokenizer
     from bert_jax.sharding import named_leaves
 
     model = load_model(args.input)

@@ -82,7 +82,7 @@ def dry_run(config: Config) -> str:
 def write_beginning(config: Config, workdir: str, task: Any, *, new: bool) -> None:
     """`config.json`, `env.json`, and for a new run `tokenizer/`, which a resumed one has and was seen to share."""
     from bert_jax.checkpoint import write_json
-    from bert_jax.data.tokenizer import publish
+    from bert_jax.data.tokenizer_model import publish
 
     write_json(os.path.join(workdir, "config.json"), config_lib.to_dict(config))
     write_environment(workdir)

@@ -14,7 +14,7 @@ import pytest
 from bert_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from bert_jax.data.corpus import read_documents
 from bert_jax.data.prepare import prepare
-from bert_jax.data.tokenizer import load_tokenizer
+from bert_jax.data.tokenizer_model import load_tokenizer
 from bert_jax.data.tokenizer_training import train_tokenizer
 
 VOCAB_SIZE = 1000

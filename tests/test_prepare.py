@@ -18,7 +18,7 @@ from bert_jax.config import DataConfig
 from bert_jax.data import prepare as module
 from bert_jax.data.packing import unpack_rows
 from bert_jax.data.prepare import inspect, load_manifest, main, prepare, read_records, verify
-from bert_jax.data.tokenizer import load_tokenizer
+from bert_jax.data.tokenizer_model import load_tokenizer
 from bert_jax.errors import BertJaxError, ConfigError, DataError, StorageError
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

@@ -14,7 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from bert_jax.data.tokenizer import KINDS, load_tokenizer, main
+from bert_jax.data.tokenizer import main
+from bert_jax.data.tokenizer_model import KINDS, load_tokenizer
 from bert_jax.data.tokenizer_training import train_tokenizer
 from bert_jax.errors import ConfigError, DataError
 
@@ -187,7 +188,7 @@ def nasty_texts(count):
 @pytest.mark.parametrize("cached_words", [10, 200_000])
 @pytest.mark.parametrize("lowercase, strip_accents", list(itertools.product([False, True], repeat=2)))
 def test_word_cache_changes_nothing(tmp_path, monkeypatch, cached_words, lowercase, strip_accents):
-    monkeypatch.setattr("bert_jax.data.tokenizer._CACHED_WORDS", cached_words)
+    monkeypatch.setattr("bert_jax.data.tokenizer_model._CACHED_WORDS", cached_words)
     tokenizer = load_tokenizer(write_vocab(tmp_path), lowercase=lowercase, strip_accents=strip_accents)
     texts = nasty_texts(500)
     wanted = uncached(tokenizer, texts)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from bert_jax.data.tokenizer import KINDS
+from bert_jax.data.tokenizer_model import KINDS
 from bert_jax.data.tokenizer_training import train_tokenizer
 from bert_jax.errors import ConfigError, DataError
 from tests.test_tokenizer import PROSE, SPECIAL

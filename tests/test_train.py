@@ -19,7 +19,7 @@ from bert_jax import checkpoint
 from bert_jax.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from bert_jax.data import pipeline
 from bert_jax.data.prepare import load_manifest, prepare
-from bert_jax.data.tokenizer import load_tokenizer
+from bert_jax.data.tokenizer_model import load_tokenizer
 from bert_jax.errors import CheckpointError, ConfigError, NonFiniteLossError
 from bert_jax.train import lock, train
 

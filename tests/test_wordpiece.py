@@ -6,7 +6,7 @@ import unicodedata
 
 import pytest
 
-from bert_jax.data.tokenizer import load_tokenizer
+from bert_jax.data.tokenizer_model import load_tokenizer
 from tests.test_tokenizer import NASTY, VOCAB, write_vocab
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from bert_jax.config import DataConfig, cache_folder
 from bert_jax.data import prepare
 from bert_jax.data.corpus import read_documents, resolve_inputs
-from bert_jax.data.tokenizer import Tokenizer, load_tokenizer, publish
+from bert_jax.data.tokenizer_model import Tokenizer, load_tokenizer, publish
 from bert_jax.data.tokenizer_training import train_tokenizer
 from bert_jax.errors import ConfigError
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
-    from bert_jax.data.tokenizer import Tokenizer
+    from bert_jax.data.tokenizer_model import Tokenizer
 
 LENGTH_STEP = 32  # batches are padded to a multiple of this, so that few shapes compile
 

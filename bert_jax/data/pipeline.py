@@ -13,7 +13,7 @@ import numpy as np
 from bert_jax.config import DataConfig
 from bert_jax.data.masking import Vocabulary, mask_tokens
 from bert_jax.data.packing import row_dtype, unpack_rows
-from bert_jax.data.tokenizer import Tokenizer
+from bert_jax.data.tokenizer_model import Tokenizer
 from bert_jax.errors import BertJaxError, DataError
 
 Batch = dict[str, np.ndarray]

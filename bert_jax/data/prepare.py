@@ -42,7 +42,7 @@ from bert_jax.errors import BertJaxError, CommandParser, ConfigError, DataError,
 from bert_jax.progress import Progress
 
 if TYPE_CHECKING:
-    from bert_jax.data.tokenizer import Tokenizer
+    from bert_jax.data.tokenizer_model import Tokenizer
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -491,7 +491,7 @@ def describe(manifest: dict[str, Any]) -> str:
 
 def inspect(folder: str | os.PathLike, *, rows: int = 3) -> str:
     """`describe`, and a few rows as text, example by example."""
-    from bert_jax.data.tokenizer import load_tokenizer
+    from bert_jax.data.tokenizer_model import load_tokenizer
 
     manifest = load_manifest(folder)
     tokenizer = load_tokenizer(os.path.join(folder, "tokenizer"))
@@ -561,7 +561,7 @@ def main(argv: Sequence[str]) -> int:
     missing = [name for name in ("input", "tokenizer", "output") if not getattr(options, name)]
     if missing:
         raise ConfigError(f"--{missing[0]} is missing; see --help")
-    from bert_jax.data.tokenizer import load_tokenizer
+    from bert_jax.data.tokenizer_model import load_tokenizer
 
     data = DataConfig(workers=options.workers, **{name: getattr(options, name) for name in _SETTINGS})
     _check(Path(options.output), data)  # before the tokenizer is read

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from bert_jax.data.tokenizer import (
+from bert_jax.data.tokenizer_model import (
     ACCENT_STEPS,
     KINDS,
     SPECIAL,

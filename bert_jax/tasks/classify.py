@@ -16,7 +16,7 @@ import numpy as np
 from bert_jax.config import Config, ModelConfig, TaskConfig, did_you_mean
 from bert_jax.data.features import Features, collate, featurize, padded_length
 from bert_jax.data.pipeline import host_share, row_numbers
-from bert_jax.data.tokenizer import load_tokenizer
+from bert_jax.data.tokenizer_model import load_tokenizer
 from bert_jax.errors import ConfigError, DataError
 from bert_jax.heads import ClassifierHead, Pooler
 from bert_jax.metrics import accuracy, f1, macro_f1

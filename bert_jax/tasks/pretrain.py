@@ -10,7 +10,7 @@ import numpy as np
 from bert_jax.config import Config, ModelConfig
 from bert_jax.data import cache, cooccurrence, pipeline, prepare
 from bert_jax.data.corpus import resolve_inputs
-from bert_jax.data.tokenizer import load_tokenizer
+from bert_jax.data.tokenizer_model import load_tokenizer
 from bert_jax.errors import ConfigError
 from bert_jax.heads import ClassifierHead, MlmHead, Pooler
 from bert_jax.tasks import Batch, Params, Sums, Task, choose_tokenizer, encode, gather, init_encoder, loss_and_accuracy
