@@ -7,6 +7,7 @@ and little is compiled; results come in the order of the texts.
 import functools
 import itertools
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -23,8 +24,9 @@ from bert_jax.tasks import Batch, Params, classify, embed, encode, gather, ner, 
 
 Text = str | tuple[str, str]
 CHUNK = 2048  # texts in memory at a time
-LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # of batches
-BATCH_TOKENS = 4096  # of a full batch, padding included
+LENGTHS = (*range(8, 32, 4), *range(32, 64, 8), *range(64, 128, 16), *range(128, 513, 64))  # of batches
+ROWS, LONG_ROWS, LONG = 64, 16, 128  # of full batches, up to LONG pieces a text and above
+AHEAD = 2  # batches under way
 FILL_WIDTH = 8  # masks of a text are padded to a multiple of this
 
 
@@ -218,11 +220,14 @@ class Bert:
         run = self._jit(function, config=self.config, **settings)
         results: list[np.ndarray] = [np.zeros(0)] * len(features.ids)
         lengths = np.array([len(ids) for ids in features.ids])
+        pending: deque[tuple[np.ndarray, jax.Array]] = deque()  # the next batch is made while the device works
         for numbers, length in batches(lengths, self.config.max_position_embeddings):
             batch = collate(features, numbers, self.tokenizer.pad_id, length)
-            for number, row in zip(numbers, np.asarray(run(params=self.params, batch=batch)), strict=True):
-                if number >= 0:
-                    results[number] = row
+            pending.append((numbers, run(params=self.params, batch=batch)))
+            if len(pending) > AHEAD:
+                _place(results, *pending.popleft())
+        for numbers, rows in pending:
+            _place(results, numbers, rows)
         return results
 
     def _need(self, head: str, use: str, remedy: str) -> None:
@@ -231,19 +236,26 @@ class Bert:
 
 
 def batches(lengths: np.ndarray, longest: int) -> Iterator[tuple[np.ndarray, int]]:
-    """(numbers, length) of batches for texts of `lengths`, sorted by length; numbers of -1 fill a batch up.
+    """(numbers, length) of batches for texts of `lengths`, neighbours in length; numbers of -1 fill the last one up.
 
-    Few shapes: a length is one of LENGTHS, and the rows are 1, 8 or what BATCH_TOKENS make.
+    Few shapes: a length is one of LENGTHS, and the rows are ROWS or LONG_ROWS, or 1 or 8 for a few texts.
     """
     order = np.argsort(lengths, kind="stable")
-    padded = np.array([_padded(length, longest) for length in lengths[order]])
-    for length in np.unique(padded):
-        group = order[padded == length]
-        full = max(1, BATCH_TOKENS // int(length))
-        for start in range(0, len(group), full):
-            numbers = group[start : start + full]
-            rows = next(rows for rows in sorted({1, min(8, full), full}) if rows >= len(numbers))
-            yield np.pad(numbers, (0, rows - len(numbers)), constant_values=-1), int(length)
+    start = 0
+    while start < len(order):
+        last = min(start + ROWS, len(order)) - 1
+        rows = ROWS if lengths[order[last]] <= LONG else LONG_ROWS
+        numbers = order[start : start + rows]
+        start += rows
+        rows = next(few for few in (1, 8, rows) if few >= len(numbers))
+        length = _padded(int(lengths[numbers[-1]]), longest)
+        yield np.pad(numbers, (0, rows - len(numbers)), constant_values=-1), length
+
+
+def _place(results: list[np.ndarray], numbers: np.ndarray, rows: jax.Array) -> None:
+    for number, row in zip(numbers, np.asarray(rows), strict=True):
+        if number >= 0:
+            results[number] = row
 
 
 def _padded(length: int, longest: int) -> int:

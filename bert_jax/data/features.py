@@ -39,7 +39,7 @@ def featurize(
     """`[CLS] text [SEP]` or `[CLS] text [SEP] pair [SEP]`, cut to `max_seq_len` pieces."""
     pairs = pairs or [None] * len(texts)
     first = tokenizer.encode_batch(list(texts))
-    second = tokenizer.encode_batch([pair or "" for pair in pairs])
+    second = tokenizer.encode_batch([pair or "" for pair in pairs]) if any(pairs) else [[]] * len(texts)
     ids, types, cut = [], [], 0
     for a, b, pair in zip(first, second, pairs, strict=True):
         whole = len(a) + len(b)
