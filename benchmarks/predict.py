@@ -1,9 +1,10 @@
 """Sentence vectors a second, and seconds from command to first answer, beside what a user would pick instead.
 
     pip install sentence-transformers onnxruntime onnx onnxscript
-    python benchmarks/predict.py --model MINILM --input sts-test.tsv [--columns 5 6] [--rounds 5]
+    python benchmarks/predict.py --model MINILM --input sts-test.tsv [--columns 5 6] [--scores 4] [--rounds 5]
 
-MINILM is a Hugging Face folder of an encoder; the input is a tab-separated file, of which two columns are sentences.
+MINILM is a Hugging Face folder of an encoder; the input is a tab-separated file, of which two columns are sentences and
+one says how similar they are, for Spearman's correlation with our cosines; `--rounds 0` prints only that.
 All contenders embed the same sentences, in the order in which they come, by mean pooling in float32 on the CPU, each
 with its own batching; rounds are interleaved, so that what else the machine does falls on all alike. The first round,
 in which programs are compiled, does not count. Prints medians and ratios.
@@ -84,6 +85,16 @@ CONTENDERS = {"bert_jax": ours, "sentence-transformers": sentence_transformers, 
 PIPELINE = "from transformers import pipeline; print(pipeline('feature-extraction', {model!r})({text!r})[0][0][:3])"
 
 
+def spearman(model: str, pairs: list[tuple[str, str]], scores: list[float]) -> None:
+    """Prints the rank correlation of our cosines with the file's scores."""
+    from scipy.stats import spearmanr
+
+    import bert_jax
+
+    found = spearmanr(bert_jax.load(model).similarity(pairs), scores).statistic
+    print(f"bert_jax: Spearman {found:.4f} over {len(pairs):,} pairs", flush=True)
+
+
 def rates(model: str, texts: list[str], rounds: int) -> None:
     """Prints sentences a second of every contender."""
     embedders = {name: make(model) for name, make in CONTENDERS.items()}
@@ -129,12 +140,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="Hugging Face folder of an encoder")
     parser.add_argument("--input", required=True, help="tab-separated file")
-    parser.add_argument("--columns", type=int, nargs="+", default=[5, 6], help="of the sentences (default: 5 6)")
+    parser.add_argument("--columns", type=int, nargs=2, default=[5, 6], help="of the sentences (default: 5 6)")
+    parser.add_argument("--scores", type=int, default=4, help="column of the similarity (default: 4)")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
-    lines = Path(args.input).read_text(encoding="utf-8").splitlines()
-    texts = [line.split("\t")[column] for line in lines for column in args.columns]
-    print(f"{len(texts):,} sentences")
+    rows = [line.split("\t") for line in Path(args.input).read_text(encoding="utf-8").splitlines()]
+    first, second = args.columns
+    spearman(args.model, [(row[first], row[second]) for row in rows], [float(row[args.scores]) for row in rows])
+    texts = [row[column] for row in rows for column in args.columns]
+    if not args.rounds:
+        return
     rates(args.model, texts, args.rounds)
     first_answers(args.model, texts[0], args.rounds)
 
