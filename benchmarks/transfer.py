@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bert_jax.command import load_config
-from bert_jax.config import Config, DataConfig, OptimizerConfig, TaskConfig
+from bert_jax.config import Config, DataConfig, OptimizerConfig, TaskConfig, adopt
 from bert_jax.convert import load_model
 from bert_jax.train import train
 
@@ -62,7 +62,8 @@ def main() -> None:
                 accuracy(replace(config, train=replace(config.train, init_from=args.pretrained)))
             )
             tokenizer = replace(config.data, tokenizer=str(weights.tokenizer))
-            scores["from scratch"].append(accuracy(replace(config, model=weights.config, data=tokenizer)))
+            model = adopt(config.model, weights.config)  # as a run from weights gets it: its dropout, not theirs
+            scores["from scratch"].append(accuracy(replace(config, model=model, data=tokenizer)))
         for name, values in scores.items():
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
             print(
