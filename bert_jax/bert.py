@@ -6,7 +6,6 @@ and little is compiled; results come in the order of the texts.
 
 import functools
 import itertools
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -20,6 +19,7 @@ from bert_jax.convert import Model, load_model
 from bert_jax.data.features import Features, collate, featurize
 from bert_jax.data.tokenizer_model import Tokenizer, load_tokenizer
 from bert_jax.errors import ConfigError, DataError
+from bert_jax.progress import say
 from bert_jax.tasks import Batch, Params, classify, embed, encode, gather, ner, pretrain, squad
 
 Text = str | tuple[str, str]
@@ -109,12 +109,22 @@ class Bert:
         `layers` are numbers from 0, the embeddings, to the number of layers, or "all".
         """
         found = list(self.embed_stream(texts, pooling, layers))
-        return np.stack(found) if found else np.zeros((0, self.config.hidden_size), np.float32)
+        return np.stack(found) if found else np.zeros((0, *self.vector_shape(pooling, layers)), np.float32)
 
     def embed_stream(
         self, texts: Iterable[Text], pooling: str = "mean", layers: Iterable[int] | str = ()
     ) -> Iterator[np.ndarray]:
         """`embed` in bounded memory: one array a text."""
+        yield from self._stream(embed.vectors, texts, pooling=pooling, layers=self._layers(pooling, layers))
+
+    def vector_shape(self, pooling: str, layers: Iterable[int] | str = ()) -> tuple[int, ...]:
+        """Shape of what `embed` gives for one text."""
+        chosen, size = self._layers(pooling, layers), self.config.hidden_size
+        if pooling == "last4":
+            return (size * len(embed.last4(self.config.num_layers)),)
+        return (len(chosen), size) if chosen else (size,)
+
+    def _layers(self, pooling: str, layers: Iterable[int] | str) -> tuple[int, ...]:
         known = range(self.config.num_layers + 1)
         chosen = tuple(known) if layers == "all" else tuple(layers)
         if pooling not in embed.POOLINGS:
@@ -123,7 +133,7 @@ class Bert:
             raise ConfigError(f"layers: {list(chosen)}, but the model's go from 0 (embeddings) to {known[-1]}")
         if pooling == "last4" and chosen:
             raise ConfigError("layers: pooling last4 says itself which layers")
-        yield from self._stream(embed.vectors, texts, pooling=pooling, layers=chosen)
+        return chosen
 
     def similarity(self, pairs: Iterable[tuple[str, str]]) -> list[float]:
         """Cosine of the mean vectors of each pair of texts."""
@@ -206,6 +216,8 @@ class Bert:
 
     def _stream(self, function: Callable, texts: Iterable[Text], **settings: Any) -> Iterator[np.ndarray]:
         """`function`'s row for each text or pair."""
+        if isinstance(texts, str):  # its letters would be taken for texts
+            raise ConfigError("texts: give a list of texts, not one text")
         longest, cut = self.config.max_position_embeddings, 0
         for chunk in _chunks(texts, CHUNK):
             firsts, pairs = zip(*map(_pair, chunk), strict=True)
@@ -213,7 +225,7 @@ class Bert:
             cut += features.cut
             yield from self._run(function, features, **settings)
         if cut:
-            say(f"note: {cut:,} texts are longer than the {longest} pieces that the model reads; their ends were cut")
+            say(f"note: {cut:,} of the texts are cut to the {longest} pieces that the model reads")
 
     def _run(self, function: Callable, features: Features, **settings: Any) -> list[np.ndarray]:
         """`function(config, params, batch, **settings)` [B, ...] for all texts, in their order."""
@@ -275,11 +287,6 @@ def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     items = iter(items)
     while chunk := list(itertools.islice(items, size)):
         yield chunk
-
-
-def say(message: str) -> None:
-    """One line for the person who watches."""
-    print(f"bert_jax: {message}", file=sys.stderr, flush=True)
 
 
 def load(path: str) -> Bert:

@@ -122,12 +122,12 @@ def write_json(path: str, values: Any) -> None:
     os.replace(partial, path)
 
 
-def newest_whole(folder: str, warn: Callable[[str], None]) -> int | None:
-    """The newest step that verifies; `warn` hears of each newer one that does not. None when none was ever finished.
+def newest_whole(folder: str, warn: Callable[[str], None], after: int = -1) -> int | None:
+    """The newest step past `after` that verifies; `warn` hears of each newer one that does not. None without one.
 
-    Raises CheckpointError when finished steps exist and none of them is whole.
+    Raises CheckpointError when all steps are asked for, some were finished, and none of them is whole.
     """
-    found = steps(folder)
+    found = [step for step in steps(folder) if step > after]
     for step in found:
         try:
             verify(os.path.join(folder, str(step)))
@@ -135,7 +135,7 @@ def newest_whole(folder: str, warn: Callable[[str], None]) -> int | None:
         except CheckpointError as error:
             warn(f"checkpoint {step} is left out: {error}")
     finished = [step for step in found if os.path.isfile(os.path.join(folder, str(step), MANIFEST))]
-    if finished:
+    if finished and after < 0:
         raise CheckpointError(f"{folder}: none of the steps {finished} is whole; move it away to start anew")
     return None
 
@@ -207,7 +207,13 @@ class Checkpointer:
 
         items = {"params": abstract.params, "train": {"step": abstract.step, "opt_state": abstract.opt_state}}
         folder = os.path.join(self._folder, str(step))
-        check_tree(folder, read_manifest(folder).tree, describe_tree(items))
+        saved = read_manifest(folder).tree
+        if not any(name.startswith("train/") for name in saved):
+            raise CheckpointError(
+                f"{folder}: weights alone, without step and optimizer; start from them in another --workdir with "
+                "--train.init-from"
+            )
+        check_tree(folder, saved, describe_tree(items))
         restored = self._manager.restore(
             step,
             args=self._args.Composite(**{name: self._args.StandardRestore(item) for name, item in items.items()}),
@@ -253,15 +259,10 @@ def load_params(folder: str) -> tuple[dict[str, Any], Manifest]:
     """Weights of one verified step folder as host arrays, without step and optimizer."""
     import orbax.checkpoint as ocp
 
+    from bert_jax.sharding import unflatten
+
     manifest = verify(folder)
-    tree: dict[str, Any] = {}
-    for name, (shape, dtype) in manifest.tree.items():
-        kind, *path, leaf = name.split("/")
-        if kind == "params":
-            node = tree
-            for part in path:
-                node = node.setdefault(part, {})
-            node[leaf] = np.empty(shape, dtype)
+    tree = unflatten({name: np.empty(shape, dtype) for name, (shape, dtype) in manifest.tree.items()})["params"]
     with ocp.StandardCheckpointer() as reader:
         return reader.restore(os.path.join(os.path.abspath(folder), "params"), tree), manifest
 

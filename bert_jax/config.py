@@ -327,6 +327,10 @@ def _contradictions(config: Config) -> list[str]:
         "task.train: name the labelled training file (CSV, TSV or JSONL)": (
             config.task.name == "classify" and not config.task.train
         ),
+        "train.token_init: cooccurrence is for a pre-training from scratch; with --train.init-from, and for classify, "
+        "use --train.token-init normal": (
+            train.token_init == "cooccurrence" and (train.init_from != "" or config.task.name != "pretrain")
+        ),
         "data.path: name a prepared folder or raw text ('builtin' is always there)": (
             config.task.name == "pretrain" and not data.path
         ),

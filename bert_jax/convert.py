@@ -6,10 +6,11 @@ A *model directory* is Hugging Face's: config.json, model.safetensors and the to
 """
 
 import json
+import math
 import os
 import shutil
 import sys
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
 import numpy as np
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from bert_jax.tasks import Params
     from bert_jax.weights import Weights
 
-WEIGHTS, SETTINGS, GOOGLE_SETTINGS = "model.safetensors", "config.json", "bert_config.json"
+SETTINGS, GOOGLE_SETTINGS = "config.json", "bert_config.json"
 
 # Ours -> theirs. `kernel` becomes `weight`, transposed ([in, out] -> [out, in]); LayerNorm's scale and bias become
 # weight and bias; a path under `layers/` is one slice of our stacked array for each number in {}.
@@ -90,18 +91,6 @@ class Model(NamedTuple):
     """Names in the file that were not taken."""
 
 
-def unflatten(flat: dict[str, np.ndarray]) -> "Params":
-    """Inverse of `named_leaves` for nested dictionaries."""
-    tree: Params = {}
-    for path, value in flat.items():
-        *parents, leaf = path.split("/")
-        node = tree
-        for name in parents:
-            node = node.setdefault(name, {})
-        node[leaf] = value
-    return tree
-
-
 def their_name(path: str) -> str:
     """Hugging Face's name of our parameter; `{}` stands for the layer number."""
     if path in LEAVES:
@@ -132,19 +121,31 @@ def to_huggingface(params: "Params", config: ModelConfig) -> dict[str, np.ndarra
 
 def _to_theirs(path: str, value: np.ndarray) -> np.ndarray:
     """[in..., out...] kernel -> [out, in] weight; biases are flattened; LayerNorm and tables stay."""
+    shape = _their_shape(path, value.shape)
+    return value.reshape(shape[::-1]).T if path.endswith("/kernel") else value.reshape(shape)
+
+
+def _their_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that one slice of our parameter has in their file, pad rows included."""
+    size = math.prod(shape)
     if path.endswith("/kernel"):
-        inputs = int(np.prod(value.shape[:2])) if path.endswith("attention/out/kernel") else value.shape[0]
-        return value.reshape(inputs, -1).T
-    return value.reshape(-1) if path.endswith("/bias") else value
+        inputs = shape[0] * shape[1] if path.endswith("attention/out/kernel") else shape[0]
+        return size // inputs, inputs
+    return (size,) if path.endswith("/bias") else shape
 
 
-def from_huggingface(tensors: dict[str, np.ndarray], shapes: dict[str, tuple[int, ...]], numpy: Any = np) -> "Params":
+def from_huggingface(
+    tensors: dict[str, np.ndarray], shapes: dict[str, tuple[int, ...]], vocab_size: int, numpy: Any = np
+) -> "Params":
     """Their tensors -> those modules of `shapes` (path -> shape) that they hold; pad rows are zeros.
 
     Traceable with `numpy=jax.numpy`.
 
-    Raises CheckpointError when a module is there in part, or a tensor of another shape than `shapes` says.
+    Raises CheckpointError when a module is there in part, or a tensor of another shape than `shapes` and `vocab_size`
+    ask for.
     """
+    from bert_jax.sharding import unflatten
+
     names = {path: their_names(path, shape) for path, shape in shapes.items()}
     held = {path.split("/")[0] for path, parts in names.items() if any(part in tensors for part in parts)}
     found = {}
@@ -155,20 +156,21 @@ def from_huggingface(tensors: dict[str, np.ndarray], shapes: dict[str, tuple[int
         if absent:
             raise CheckpointError(f"{absent[0]} is missing, though other weights of {path.split('/')[0]} are there")
         stacked = path.startswith("layers/")
-        parts = [_to_ours(path, tensors[part], shape[1:] if stacked else shape, part, numpy) for part in names[path]]
+        part_shape = shape[1:] if stacked else shape
+        wanted = _their_shape(path, (vocab_size, *shape[1:]) if path in PADDED else part_shape)
+        for part in names[path]:
+            if tensors[part].shape != wanted:
+                raise CheckpointError(f"{part} has shape {tensors[part].shape}, {SETTINGS} asks for {wanted}")
+        parts = [_to_ours(path, tensors[part].astype(np.float32), part_shape, numpy) for part in names[path]]
         found[path] = numpy.stack(parts) if stacked else parts[0]
     return unflatten(found)
 
 
-def _to_ours(path: str, value: np.ndarray, shape: tuple[int, ...], name: str, numpy: Any) -> np.ndarray:
-    value = value.astype(np.float32)
-    if path.endswith("/kernel"):
-        value = value.T
-    if path in PADDED and value.shape[0] <= shape[0] and value.shape[1:] == shape[1:]:
+def _to_ours(path: str, value: np.ndarray, shape: tuple[int, ...], numpy: Any) -> np.ndarray:
+    """Inverse of `_to_theirs`; `shape` is ours, with pad rows."""
+    if path in PADDED:
         return numpy.pad(value, [(0, shape[0] - value.shape[0])] + [(0, 0)] * (value.ndim - 1))
-    if value.size != np.prod(shape):
-        raise CheckpointError(f"{name} has shape {value.shape}, which does not fit {SETTINGS}")
-    return value.reshape(shape)
+    return (value.T if path.endswith("/kernel") else value).reshape(shape)
 
 
 def save_model(
@@ -184,12 +186,14 @@ def save_model(
     from safetensors.numpy import save_file
 
     from bert_jax.checkpoint import write_json
+    from bert_jax.weights import SAFETENSORS
 
+    folder = os.path.abspath(folder)
     partial = f"{folder}.partial"  # one run a workdir, so a leftover is a dead run's
     shutil.rmtree(partial, ignore_errors=True)
     os.makedirs(partial)
     tensors = {name: np.ascontiguousarray(value) for name, value in to_huggingface(params, config).items()}
-    save_file(tensors, os.path.join(partial, WEIGHTS), metadata={"format": "pt"})
+    save_file(tensors, os.path.join(partial, SAFETENSORS), metadata={"format": "pt"})
     settings = to_settings(config, tuple(params), labels) | {"pad_token_id": tokenizer.pad_id, "bert_jax_step": step}
     write_json(os.path.join(partial, SETTINGS), settings)
     tokenizer.save(partial)
@@ -215,6 +219,7 @@ def read_settings(path: str) -> tuple[ModelConfig, dict[str, Any]]:
             settings = dict(json.load(file))
         known = {ours: settings[theirs] for ours, theirs in SETTING_NAMES.items() if theirs in settings}
         known["hidden_act"] = _activation(path, settings)
+        _check_types(known, settings)
         config = ModelConfig(**known)
         wrong = faults(Config(model=config, data=DataConfig(path="any", max_seq_len=8)))
     except FileNotFoundError:
@@ -229,6 +234,18 @@ def read_settings(path: str) -> tuple[ModelConfig, dict[str, Any]]:
     if wrong:
         raise CheckpointError(f"{path}: {'; '.join(wrong)}")
     return config, settings
+
+
+def _check_types(known: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Raises TypeError where JSON holds another type than the field of ModelConfig, or labels are no dictionary."""
+    for name, kind in get_type_hints(ModelConfig).items():
+        wanted = kind if kind in (int, float) else str
+        value = known.get(name, wanted())
+        if type(value) is not wanted and not (wanted is float and type(value) is int):
+            raise TypeError(f"{SETTING_NAMES[name]} is {value!r}, no {wanted.__name__}")
+    for key, wanted in (("id2label", dict), ("architectures", list), ("bert_jax_step", int)):
+        if not isinstance(settings.get(key) or wanted(), wanted):
+            raise TypeError(f"{key} is {settings[key]!r}, no {wanted.__name__}")
 
 
 def _activation(path: str, settings: dict[str, Any]) -> str:
@@ -274,8 +291,8 @@ def load_model(path: str) -> Model:
         return _load_google(prefix)
     weights.refuse_pickles(folder)
     raise CheckpointError(
-        f"{path}: neither a model directory ({SETTINGS}, {WEIGHTS}) nor a workdir (checkpoints/) nor one of its steps "
-        "nor the prefix of a TensorFlow checkpoint"
+        f"{path}: neither a model directory ({SETTINGS}, {weights.SAFETENSORS}) nor a workdir (checkpoints/) "
+        "nor one of its steps nor the prefix of a TensorFlow checkpoint"
     )
 
 
@@ -297,17 +314,25 @@ def _load_google(prefix: str) -> Model:
 
 def _assemble(found: "Weights", config: ModelConfig, settings: dict[str, Any], folder: str) -> Model:
     """Puts tensors into our tree; what it has no place for is ignored."""
+    from bert_jax.sharding import named_leaves
+
     tensors = found.tensors
     heads, labels = _label_heads(tensors, settings)
     shapes = parameter_shapes(config, heads)
     try:
-        params = from_huggingface(tensors, shapes)
+        params = from_huggingface(tensors, shapes, config.vocab_size)
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from error
     if "layers" not in params or "embeddings" not in params:
         raise CheckpointError(f"{folder}: the weights hold no BERT encoder")
+    for path, value in named_leaves(params).items():
+        if not np.isfinite(value.sum()):  # the sum shows a NaN or an infinity anywhere
+            raise CheckpointError(f"{folder}: {their_name(path)} holds a number that is not finite")
     taken = {name for path, shape in shapes.items() for name in their_names(path, shape)}
-    return Model(params, config, folder, labels, (*found.ignored, *sorted(tensors.keys() - taken)))
+    left = sorted(tensors.keys() - taken)
+    if beyond := [name for name in left if name.startswith("bert.encoder.layer.")]:
+        raise CheckpointError(f"{folder}: {beyond[0]} has no place in the {config.num_layers} layers of {SETTINGS}")
+    return Model(params, config, folder, labels, (*found.ignored, *left))
 
 
 def _label_heads(tensors: dict[str, np.ndarray], settings: dict[str, Any]) -> tuple[dict[str, int], tuple[str, ...]]:
@@ -336,15 +361,16 @@ def _load_step(folder: str) -> Model:
 
 def _load_workdir(folder: str) -> Model:
     """The exported model, unless training has gone on since."""
-    from bert_jax import checkpoint
+    from bert_jax import checkpoint, weights
+    from bert_jax.progress import say
 
-    steps_folder = checkpoint.checkpoints_folder(folder)
-    newest = checkpoint.newest_whole(steps_folder, warn=lambda message: None)
-    exported = os.path.join(folder, "model")
-    if os.path.isfile(os.path.join(exported, WEIGHTS)):
+    exported, step = os.path.join(folder, "model"), -1
+    if weights.has_safetensors(exported):
         step = read_settings(os.path.join(exported, SETTINGS))[1].get("bert_jax_step", 0)
-        if newest is None or step >= newest:
-            return _load_directory(exported)
+    steps_folder = checkpoint.checkpoints_folder(folder)
+    newest = checkpoint.newest_whole(steps_folder, warn=say, after=step)
+    if newest is None and step >= 0:
+        return _load_directory(exported)
     if newest is None:
         raise CheckpointError(f"{steps_folder}: no checkpoints")
     return _load_step(os.path.join(steps_folder, str(newest)))

@@ -4,10 +4,11 @@ python -m bert_jax.predict fill-mask --model M --text "Paris is the [MASK] of Fr
 """
 
 import argparse
+import contextlib
 import json
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from bert_jax.config import TaskConfig
 from bert_jax.errors import CommandParser, ConfigError, DataError, run_command
@@ -52,21 +53,28 @@ def _lines(path: str) -> Iterator[str]:
             for line in file:
                 yield line.rstrip("\n")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 ({error.reason}); convert it to UTF-8") from error
+        raise DataError(f"{path}: not UTF-8 text ({error.reason}); unpack or convert it") from error
 
 
 def input_questions(path: str) -> Iterator[tuple[str, str, str]]:
-    """(id, question, context) of a file in SQuAD's JSON. Raises DataError."""
+    """(id, question, context) of a file in SQuAD's JSON, all of it seen to be sound first. Raises DataError."""
     try:
         with open(path, encoding="utf-8-sig") as file:
-            for article in json.load(file)["data"]:
-                for paragraph in article["paragraphs"]:
-                    for asked in paragraph["qas"]:
-                        yield str(asked["id"]), asked["question"], paragraph["context"]
+            found = [
+                (str(asked["id"]), asked["question"], paragraph["context"])
+                for article in json.load(file)["data"]
+                for paragraph in article["paragraphs"]
+                for asked in paragraph["qas"]
+            ]
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: not in SQuAD's JSON layout ({type(error).__name__}: {error})") from error
+    for key, *texts in found:
+        for name, text in zip(("question", "context"), texts, strict=True):
+            if not isinstance(text, str) or not text.strip():
+                raise DataError(f"{path}: question {key}: its {name} is {text!r}, no text")
+    yield from found
 
 
 def _positive(text: str) -> int:
@@ -125,11 +133,11 @@ def results(bert: "Bert", args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         for key, question, context in input_questions(args.input):
             yield {"id": key, **bert.answer(question, context)[0]}
     else:
-        columns = TaskConfig(text_column=args.text_column, text_pair_column=args.text_pair_column)
         if args.command == "similarity":
-            yield from ({"similarity": value} for value in bert.similarity_stream(input_pairs(args.input, columns)))
+            pairs = input_pairs(args.input, columns_of(args))
+            yield from ({"similarity": value} for value in bert.similarity_stream(pairs))
             return
-        texts = iter([args.text]) if args.text is not None else input_texts(args.input, columns)
+        texts = texts_of(args)
         if args.command == "classify":
             yield from bert.classify_stream(texts)
         elif args.command == "tag":
@@ -137,6 +145,16 @@ def results(bert: "Bert", args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         else:
             found = bert.embed_stream(texts, args.pooling, layer_numbers(args.layers))
             yield from ({"embedding": vector.tolist()} for vector in found)
+
+
+def columns_of(args: argparse.Namespace) -> TaskConfig:
+    """The columns that the command line names."""
+    return TaskConfig(text_column=args.text_column, text_pair_column=args.text_pair_column)
+
+
+def texts_of(args: argparse.Namespace) -> Iterator["Text"]:
+    """The texts that the command line gives or names."""
+    return iter([args.text]) if args.text is not None else input_texts(args.input, columns_of(args))
 
 
 def layer_numbers(words: list[str]) -> list[int] | str:
@@ -148,49 +166,59 @@ def layer_numbers(words: list[str]) -> list[int] | str:
     return [int(word) for word in words]
 
 
-def write_vectors(bert: "Bert", args: argparse.Namespace) -> None:
-    """`embed` into a NumPy file, in memory that does not grow with the input: counts the texts, then fills the file."""
-    import numpy as np
+def write_vectors(
+    bert: "Bert", texts: Iterator["Text"], pooling: str, layers: list[int] | str, file: IO[bytes]
+) -> None:
+    """`embed` as a NumPy file, in memory that does not grow with the input."""
+    from numpy.lib.format import write_array_header_1_0
 
-    columns = TaskConfig(text_column=args.text_column, text_pair_column=args.text_pair_column)
+    header = {"descr": "<f4", "fortran_order": False, "shape": (0, *bert.vector_shape(pooling, layers))}
+    write_array_header_1_0(file, header)
+    begin, count = file.tell(), 0
+    for vector in bert.embed_stream(texts, pooling, layers):
+        file.write(vector.astype("<f4").tobytes())
+        count += 1
+    file.seek(0)
+    write_array_header_1_0(file, header | {"shape": (count, *header["shape"][1:])})  # NumPy leaves room for the count
+    assert file.tell() == begin
 
-    def texts() -> Iterator["Text"]:
-        return iter([args.text]) if args.text is not None else input_texts(args.input, columns)
 
-    count = sum(1 for _ in texts())
-    if not count:
-        raise DataError(f"{args.input}: no texts in it")
-    partial, target = f"{args.output}.partial", None
-    for number, vector in enumerate(bert.embed_stream(texts(), args.pooling, layer_numbers(args.layers))):
-        if target is None:
-            target = np.lib.format.open_memmap(partial, "w+", vector.dtype, (count, *vector.shape))
-        target[number] = vector
-    target.flush()
-    os.replace(partial, args.output)
+@contextlib.contextmanager
+def whole_file(path: str, mode: str) -> Iterator[IO]:
+    """A file that gets its name when all is written, and goes when something fails."""
+    partial = f"{path}.partial"
+    try:
+        with open(partial, mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+        os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.remove(partial)
+        raise
 
 
 def main(argv: list[str]) -> int:
     """JSON lines to stdout; to `--output` the same, or a NumPy file (embed), or SQuAD's predictions (answer)."""
     args = parse(argv)
+    if args.output and os.path.isdir(args.output):
+        raise ConfigError(f"--output {args.output}: a folder; name a file")
     if args.command == "answer" and (args.question is None) != (args.context is None):
         raise ConfigError("answer: --question needs --context, and --input has its own")
     from bert_jax.bert import load  # JAX is imported when there is something to do
 
     bert = load(args.model)
-    if args.command == "embed" and args.output:
-        write_vectors(bert, args)
-        return 0
     if not args.output:
         for line in results(bert, args):
             print(json.dumps(line, ensure_ascii=False))
         return 0
-    partial = f"{args.output}.partial"
-    with open(partial, "w", encoding="utf-8") as file:
-        if args.command == "answer" and args.input:
+    vectors = args.command == "embed"
+    with whole_file(args.output, "wb" if vectors else "w") as file:
+        if vectors:
+            write_vectors(bert, texts_of(args), args.pooling, layer_numbers(args.layers), file)
+        elif args.command == "answer" and args.input:
             json.dump({line["id"]: line["text"] for line in results(bert, args)}, file, ensure_ascii=False, indent=1)
         else:
             file.writelines(f"{json.dumps(line, ensure_ascii=False)}\n" for line in results(bert, args))
-    os.replace(partial, args.output)
     return 0
 
 

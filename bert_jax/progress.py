@@ -1,9 +1,17 @@
-"""Progress of long work on stderr: a bar on a terminal, else one line now and then; both with rate and time left."""
+"""What the person who watches is told, on stderr.
+
+Progress of long work is a bar on a terminal, else one line now and then; both with rate and time left.
+"""
 
 import sys
 import time
 
 _BAR_WIDTH = 24
+
+
+def say(message: str) -> None:
+    """One line for the person who watches."""
+    print(message, file=sys.stderr, flush=True)
 
 
 def format_seconds(seconds: float) -> str:

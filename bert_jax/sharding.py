@@ -82,6 +82,18 @@ def named_leaves(tree: Any) -> dict[str, Any]:
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
+def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
+    """Inverse of `named_leaves` for nested dictionaries."""
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, leaf = path.split("/")
+        node = tree
+        for name in parents:
+            node = node.setdefault(name, {})
+        node[leaf] = value
+    return tree
+
+
 def check_batch(config: Config, mesh: Mesh) -> None:
     """Raises ConfigError where the devices cannot share a micro-batch evenly."""
     size, accumulate, shards = config.train.global_batch_size, config.optimizer.accumulate, batch_shards(mesh)

@@ -13,7 +13,6 @@ import math
 import os
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -22,6 +21,7 @@ from bert_jax import config as config_lib
 from bert_jax.command import parse_command
 from bert_jax.config import Config
 from bert_jax.errors import INTERRUPTED, PREEMPTED, ConfigError, NonFiniteLossError, StorageError, run_command
+from bert_jax.progress import Progress, say
 
 
 def main(argv: list[str]) -> int:
@@ -39,11 +39,6 @@ def main(argv: list[str]) -> int:
     return train(config, command.workdir, resume=command.resume, debug=command.debug)
 
 
-def say(message: str) -> None:
-    """One line for the person who watches."""
-    print(message, file=sys.stderr, flush=True)
-
-
 def task_module(config: Config) -> Any:
     """The file of `tasks/` that the configuration names."""
     from bert_jax.tasks import classify, pretrain
@@ -59,7 +54,7 @@ def total_steps(config: Config, rows: int) -> int:
 
 
 def dry_run(config: Config) -> str:
-    """Shapes only: no data is prepared and no parameter is made."""
+    """What a run would cost, as text. No text is prepared and no parameter is made; weights to start from are read."""
     import jax
 
     from bert_jax import convert, plan
@@ -154,8 +149,7 @@ def with_params(state: Any, arrays: dict[str, Any]) -> Any:
     """The state with host arrays (path -> array) in the place of its own, laid out and typed as those are."""
     import jax
 
-    from bert_jax.convert import unflatten
-    from bert_jax.sharding import named_leaves
+    from bert_jax.sharding import named_leaves, unflatten
 
     def place(value: Any, like: Any) -> Any:
         value = value.astype(like.dtype)
@@ -272,7 +266,6 @@ def run(config: Config, workdir: str, mesh: Any, resume: str) -> int:
     from bert_jax.data import pipeline
     from bert_jax.evaluate import evaluate, evaluator
     from bert_jax.optimizer import build_optimizer, learning_rate_schedule, warmup_steps
-    from bert_jax.progress import Progress
     from bert_jax.recorder import Clock, Recorder
     from bert_jax.sharding import global_batch
     from bert_jax.train_state import abstract_state, all_finite, create_state, train_step

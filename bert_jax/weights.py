@@ -58,7 +58,9 @@ def refuse_pickles(path: str) -> None:
         if not os.path.isfile(file) or (file != path and not file.endswith((*_PICKLE_ENDINGS, ".safetensors"))):
             continue
         with open(file, "rb") as stream:
-            if stream.read(4).startswith(_PICKLE_STARTS):
+            head = stream.read(9)
+            # A safetensors header of 640 bytes, say, begins like a pickle too; its ninth byte is the brace of its JSON.
+            if head.startswith(_PICKLE_STARTS) and head[8:] != b"{":
                 raise CheckpointError(
                     f"{file}: a Python pickle, which can run any code when it is read, so it is not; where you trust "
                     "it, load it with transformers and save it anew: save_pretrained writes model.safetensors"
@@ -79,7 +81,7 @@ def _safetensors_files(folder: str) -> list[str]:
         return [single]
     try:
         with open(index, encoding="utf-8") as file:
-            names = sorted(set(json.load(file)["weight_map"].values()))
+            names = sorted(set(map(os.fspath, json.load(file)["weight_map"].values())))
         paths = [os.path.join(folder, name) for name in names]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index}: not an index of safetensors files ({error})") from error

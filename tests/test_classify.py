@@ -114,6 +114,7 @@ BAD_TABLES = {
     "no such column": ("t.csv", b"sentence,label\nx,1\ny,0\n", r"line 2: no column 'text'"),
     "too few columns": ("t.tsv", b"text\tlabel\nonly text\n", "line 2: not as many columns"),
     "too many columns": ("t.csv", b"text,label\na,1,extra\n", "line 2: not as many columns"),
+    "two columns of a name": ("t.csv", b"text,label,label\na,1,2\n", "line 1: two columns are named 'label'"),
     "empty label": ("t.csv", b"text,label\nx,\n", "line 2: empty label"),
     "no rows": ("t.csv", b"text,label\n", "no examples"),
     "one class": ("t.csv", b"text,label\nx,1\ny,1\n", "every example has the label '1'"),

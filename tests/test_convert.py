@@ -1,6 +1,7 @@
 """Model directories: out and in again bit for bit, whatever path leads to them."""
 
 import dataclasses
+import functools
 import json
 import os
 import pickle
@@ -79,11 +80,12 @@ def test_every_config_goes_out_and_in_again(path):
     tensors = jax.eval_shape(lambda params: convert.to_huggingface(params, config), params)
     assert {name: leaf.shape for name, leaf in tensors.items()} == expected
     shapes = convert.parameter_shapes(config, {})
-    back = jax.eval_shape(lambda tensors: convert.from_huggingface(tensors, shapes, numpy=jnp), tensors)
+    load = functools.partial(convert.from_huggingface, shapes=shapes, vocab_size=config.vocab_size, numpy=jnp)
+    back = jax.eval_shape(load, tensors)
     assert checkpoint.describe_tree(back) == checkpoint.describe_tree(params)
 
 
-def test_workdir_step_and_model_directory_are_the_same_weights(small_config, tmp_path):
+def test_workdir_step_and_model_directory_are_the_same_weights(small_config, tmp_path, capsys):
     workdir = tmp_path / "run"
     train(small_config, str(workdir))
     paths = (workdir, workdir / "model", workdir / "checkpoints" / "20")
@@ -103,6 +105,19 @@ def test_workdir_step_and_model_directory_are_the_same_weights(small_config, tmp
     exported.rename(workdir / "model")  # as if training had been killed before it exported
     table = convert.load_model(str(workdir)).params["embeddings"]["token_embedding"]
     assert not np.array_equal(table, models[0].params["embeddings"]["token_embedding"])
+    capsys.readouterr()
+    damaged = next((workdir / "checkpoints" / "30" / "params").rglob("d/*"))
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    table = convert.load_model(str(workdir)).params["embeddings"]["token_embedding"]
+    np.testing.assert_array_equal(table, models[0].params["embeddings"]["token_embedding"])
+    assert "checkpoint 30 is left out" in capsys.readouterr().err
+
+
+def test_training_does_not_go_on_from_weights_alone(small_config, tokenizer, tmp_path):
+    params = jax.device_get(pretrain.init(small_config.model, jax.random.key(0)))
+    checkpoint.save_params(str(tmp_path / "w"), params, small_config.model, tokenizer)
+    with pytest.raises(CheckpointError, match="weights alone.*--train.init-from"):
+        train(small_config, str(tmp_path / "w"))
 
 
 def older(tensors):
@@ -208,6 +223,33 @@ def test_damaged_safetensors_end_in_one_line(params, tokenizer, tmp_path):
     assert refused > 100
 
 
+def test_a_header_whose_length_looks_like_a_pickle_is_read(params, tokenizer, tmp_path):
+    """The format begins with the header's length; 640 + 65,536 n begins with pickle's opcode."""
+    convert.save_model(str(tmp_path / "m"), params, MODEL, tokenizer)
+    path = tmp_path / "m" / "model.safetensors"
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    padded = 640 + 65536 * 1
+    path.write_bytes(padded.to_bytes(8, "little") + data[8 : 8 + size] + b" " * (padded - size) + data[8 + size :])
+    assert path.read_bytes()[:2] == b"\x80\x02"
+    found = named_leaves(convert.load_model(str(tmp_path / "m")).params)
+    np.testing.assert_array_equal(found["layers/mlp/wi/kernel"], params["layers"]["mlp"]["wi"]["kernel"])
+
+
+@pytest.mark.parametrize("wrong", ["transposed", "not a number", "infinite"])
+def test_weights_that_fit_by_their_size_alone_are_refused(params, tokenizer, tmp_path, wrong):
+    convert.save_model(str(tmp_path / "m"), params, MODEL, tokenizer)
+    tensors = load_file(tmp_path / "m" / "model.safetensors")
+    name = "bert.encoder.layer.1.intermediate.dense.weight"
+    if wrong == "transposed":
+        tensors[name] = np.ascontiguousarray(tensors[name].T)
+    else:
+        tensors[name][3, 4] = np.nan if wrong == "not a number" else -np.inf
+    save_file(tensors, tmp_path / "m" / "model.safetensors")
+    with pytest.raises(CheckpointError, match="has shape" if wrong == "transposed" else "not finite"):
+        convert.load_model(str(tmp_path / "m"))
+
+
 def test_part_of_a_module_is_refused(params, tokenizer, tmp_path):
     convert.save_model(str(tmp_path / "m"), params, MODEL, tokenizer)
     tensors = load_file(tmp_path / "m" / "model.safetensors")
@@ -223,6 +265,13 @@ BAD_SETTINGS = {
     "a decoder": ({"is_decoder": True}, "is_decoder True"),
     "an unknown activation": ({"hidden_act": "silu"}, "hidden_act 'silu'"),
     "sizes that do not fit": ({"num_attention_heads": 5}, "does not divide"),
+    "a size that is no number": ({"num_hidden_layers": True}, "num_hidden_layers is True, no int"),
+    "a size that is no integer": ({"hidden_size": 16.0}, "hidden_size is 16.0, no int"),
+    "labels in a list": ({"id2label": ["a"]}, "id2label is .'a'., no dict"),
+    "fewer layers than weights": ({"num_hidden_layers": 1}, "encoder.layer.1.* has no place in the 1 layers"),
+    "more layers than weights": ({"num_hidden_layers": 3}, "encoder.layer.2.* is missing"),
+    "fewer pieces than rows": ({"vocab_size": 149}, r"shape .150, 16., config.json asks for .149, 16."),
+    "more pieces than rows": ({"vocab_size": 151}, r"shape .150, 16., config.json asks for .151, 16."),
 }
 
 

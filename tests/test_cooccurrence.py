@@ -2,15 +2,18 @@
 
 import dataclasses
 import itertools
+import math
 from collections import Counter
 
 import numpy as np
 import pytest
+from scipy.sparse import csc_array
 
 from bert_jax import convert
 from bert_jax.data import cooccurrence, pipeline
 from bert_jax.data.packing import unpack_rows
 from bert_jax.data.prepare import load_manifest
+from bert_jax.errors import DataError
 from bert_jax.tasks import pretrain
 from bert_jax.train import train
 
@@ -25,25 +28,32 @@ def regular(tokenizer):
     return pipeline.masking_vocabulary(tokenizer, False).regular
 
 
-def test_counts_are_those_of_a_loop_over_the_windows(rows, regular, monkeypatch):
+def test_information_is_that_of_a_loop_over_the_windows(rows, regular, monkeypatch):
     monkeypatch.setattr(cooccurrence, "READ_ROWS", 100)
-    counts, frequency, windows = cooccurrence.count(rows, regular)
+    monkeypatch.setattr(cooccurrence, "_BLOCK", 300)
+    monkeypatch.setattr(cooccurrence, "MAX_CONTEXTS", 500)
+    present = cooccurrence.presence(rows, regular)
+    information = cooccurrence.positive_information(present)
     batch = unpack_rows(rows.read(np.arange(len(rows))))
-    found = {}
+    windows = {}
     for row in range(len(rows)):
         for piece, segment, kind in zip(
             *(batch[name][row] for name in ("input_ids", "segment_ids", "token_type_ids")), strict=True
         ):
             if regular[piece]:
-                found.setdefault((row, segment, kind), set()).add(int(piece))
-    assert windows == len(found)
-    single = Counter(itertools.chain.from_iterable(found.values()))
-    assert {piece: int(n) for piece, n in enumerate(frequency) if n} == dict(single)
-    contexts = np.argsort(-frequency, kind="stable")
-    pairs = Counter(pair for window in found.values() for pair in itertools.permutations(sorted(window), 2))
+                windows.setdefault((row, segment, kind), set()).add(int(piece))
+    single = Counter(itertools.chain.from_iterable(windows.values()))
+    frequency = np.array([single[piece] for piece in range(len(regular))])
+    assert present.shape[0] == len(windows) and np.asarray(present.sum(0)).tolist() == frequency.tolist()
+    contexts = np.argsort(-frequency, kind="stable")[:500].tolist()
+    pairs = Counter(pair for window in windows.values() for pair in itertools.permutations(sorted(window), 2))
+    assert information.shape == (len(regular), 500)
     for column in (0, 7, 300):
-        expected = [pairs[(piece, int(contexts[column]))] for piece in range(len(regular))]
-        assert counts[:, column].tolist() == expected
+        context = contexts[column]
+        for piece in range(0, len(regular), 7):
+            ratio = pairs[piece, context] * len(windows) / max(single[piece] * single[context], 1)
+            expected = math.log(max(ratio, 1)) if piece != context else 0
+            assert information[piece, column] == pytest.approx(expected, abs=1e-5)
 
 
 def test_factors_are_those_of_the_whole_decomposition():
@@ -60,19 +70,18 @@ def test_factors_are_those_of_the_whole_decomposition():
 def test_pieces_of_one_surrounding_are_near():
     """Two topics, whose words never meet: nearest to a word are the words of its topic."""
     rng = np.random.default_rng(0)
-    counts, windows = np.zeros((20, 20), np.float32), 400
-    frequency = np.zeros(20, np.int64)
-    for window in range(windows):
-        words = 10 * (window % 2) + rng.choice(10, 4, replace=False)
-        frequency[words] += 1
-        counts[np.ix_(words, words)] += 1
-    order = np.argsort(-frequency, kind="stable")
-    counts = counts[:, order]
-    counts[order, np.arange(20)] = 0
-    vectors = cooccurrence.factors(cooccurrence.positive_information(counts, frequency, windows), 2, seed=0)
+    present = np.zeros((400, 20), np.float32)
+    for window in range(len(present)):
+        present[window, 10 * (window % 2) + rng.choice(10, 4, replace=False)] = 1
+    vectors = cooccurrence.factors(cooccurrence.positive_information(csc_array(present)), 2, seed=0)
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     cosine = unit @ unit.T
     assert cosine[:10, :10].min() > 0.8 > 0.3 > np.abs(cosine[:10, 10:]).max()
+
+
+def test_text_without_any_pair_is_told(rows, regular):
+    with pytest.raises(DataError, match="too little text for train.token_init cooccurrence"):
+        cooccurrence.token_vectors(rows, np.zeros_like(regular), 8, seed=0)
 
 
 def test_a_run_starts_from_them_and_special_pieces_from_zero(small_config, rows, regular, tmp_path):

@@ -1,6 +1,7 @@
 """What users get wrong, through the real commands: one line on stderr, the exit code of its kind, nothing left over."""
 
 import gzip
+import json
 import os
 import subprocess
 import sys
@@ -13,13 +14,13 @@ PROSE = "The first sentence is here. The second follows it.\nA third one ends th
 TWO = (PROSE * 30 + "\n" + "Another document begins. It has words as well.\n" * 30).encode()
 
 
-def run(*words, **environment) -> subprocess.CompletedProcess:
+def run(*words, timeout=60, **environment) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", *map(str, words)]
     environment = {**os.environ, "XLA_FLAGS": "", **environment}
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=timeout)
 
 
-def prepare(tmp_path, tokenizer_folder, text: bytes | None, name="text.txt", *more):
+def prepare(tmp_path, tokenizer_folder, text: bytes | None, name="text.txt", *more, timeout=60):
     if text is not None:
         (tmp_path / name).write_bytes(text)
     return run(
@@ -37,6 +38,7 @@ def prepare(tmp_path, tokenizer_folder, text: bytes | None, name="text.txt", *mo
         "--documents",
         "blank-line",
         *more,
+        timeout=timeout,
     )
 
 
@@ -78,6 +80,17 @@ def test_odd_but_sound_text(tmp_path, tokenizer_folder, name):
     done = prepare(tmp_path, tokenizer_folder, GOOD_TEXTS[name])
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "rows" / "manifest.json").is_file()
+
+
+@pytest.mark.slow
+def test_one_line_of_a_hundred_megabytes(tmp_path, tokenizer_folder):
+    sentence = "The function returns a value that nobody has asked for. "
+    text = TWO + b"\n" + (sentence * (100_000_000 // len(sentence))).encode() + b"\n"
+    done = prepare(tmp_path, tokenizer_folder, text, timeout=600)
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((tmp_path / "rows" / "manifest.json").read_text())
+    tokens = sum(split["real_tokens"] for split in manifest["splits"].values())
+    assert tokens > 100_000_000 // len(sentence) * 10  # a piece a word at least: nothing of the line is lost
 
 
 def test_missing_and_truncated_inputs(tmp_path, tokenizer_folder):

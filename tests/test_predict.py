@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 
@@ -103,7 +104,10 @@ def test_embeddings_are_what_the_encoder_says_and_do_not_depend_on_the_batch(ber
     np.testing.assert_allclose(bert.embed(TEXTS, "last4"), expected, **close)
     np.testing.assert_allclose(bert.embed(TEXTS, layers="all"), [state.mean(1) for state in hidden], **close)
     np.testing.assert_allclose(bert.embed(TEXTS, layers=[2, 0])[:, 1], [state[0].mean(0) for state in hidden], **close)
-    assert bert.embed([]).shape == (0, 32)
+    assert bert.embed([]).shape == (0, 32) and bert.embed([], "last4").shape == (0, 96)
+    assert bert.embed([], layers="all").shape == (0, 3, 32)
+    with pytest.raises(ConfigError, match="a list of texts, not one text"):
+        bert.embed("ab")
     pairs = [(TEXTS[0], TEXTS[1]), (TEXTS[2], TEXTS[2])]
     first, second = bert.embed(TEXTS)[:2].astype(np.float64)
     cosine = first @ second / np.linalg.norm(first) / np.linalg.norm(second)
@@ -128,7 +132,7 @@ def test_batches_hold_each_text_once_in_few_shapes():
 
 def test_what_is_cut_is_told(bert, capsys):
     bert.embed(["word " * 100, "short"])
-    assert "1 texts are longer than the 64 pieces" in capsys.readouterr().err
+    assert "1 of the texts are cut to the 64 pieces" in capsys.readouterr().err
     bert.embed(["short"])
     assert capsys.readouterr().err == ""
 
@@ -169,6 +173,13 @@ def test_embed_and_answer_write_their_files(model, words_and_spans, tmp_path, ca
     assert predict.main(["embed", "--model", model, "--input", str(lines), "--output", str(vectors)]) == 0
     found = np.load(vectors)
     assert found.shape == (4, 32) and found.dtype == np.float32
+    np.testing.assert_allclose(found, bert_jax.load(model).embed(TEXTS), rtol=1e-5)
+    reader, writer = os.pipe()  # what cannot be read twice
+    os.write(writer, lines.read_bytes())
+    os.close(writer)
+    piped = ["embed", "--model", model, "--input", f"/dev/fd/{reader}", "--output", str(vectors)]
+    assert predict.main(piped) == 0
+    np.testing.assert_array_equal(np.load(vectors), found)
     assert predict.main(["embed", "--model", model, "--input", str(lines), "--layers", "0", "2"]) == 0
     printed = [json.loads(line)["embedding"] for line in capsys.readouterr().out.splitlines()]
     np.testing.assert_allclose(np.array(printed)[:, 1], found, rtol=1e-5)
@@ -187,6 +198,13 @@ def test_embed_and_answer_write_their_files(model, words_and_spans, tmp_path, ca
 
 
 BAD_USE = {
+    "a question of null": (
+        ["answer", "--input", "null.json"],
+        DataError,
+        "null.json: question 7: its question is None",
+    ),
+    "an empty context": (["answer", "--input", "empty.json"], DataError, "question 7: its context is ' '"),
+    "a folder for the output": (["embed", "--text", "x", "--output", "."], ConfigError, "a folder; name a file"),
     "three cells": (["similarity", "--input", "bad.tsv"], DataError, "line 2: 3 cells"),
     "no such layer": (["embed", "--text", "x", "--layers", "9"], ConfigError, "go from 0 .embeddings. to 2"),
     "a layer in words": (["embed", "--text", "x", "--layers", "last"], ConfigError, "numbers from 0, or all"),
@@ -203,9 +221,15 @@ def test_bad_use_is_one_line(model, words_and_spans, tmp_path, monkeypatch, faul
     words, kind, message = BAD_USE[fault]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.tsv").write_text("a\tb\nc\td\te\n")
-    chosen = str(words_and_spans / "answer") if fault == "not SQuAD" else model
+    for name, question, context in (("null", None, "x"), ("empty", "x", " ")):
+        paragraph = {"context": context, "qas": [{"id": "7", "question": question}]}
+        (tmp_path / f"{name}.json").write_text(json.dumps({"data": [{"paragraphs": [paragraph]}]}))
+    before = sorted(tmp_path.iterdir())
+    chosen = str(words_and_spans / "answer") if words[:2] == ["answer", "--input"] else model
+    output = [] if "--output" in words else ["--output", "out"]
     with pytest.raises(kind, match=message):
-        predict.main([*words, "--model", chosen])
+        predict.main([*words, "--model", chosen, *output])
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_commands_print_json_lines(model, tmp_path, capsys):

@@ -46,3 +46,6 @@ def test_best_spans_are_those_of_the_plain_search():
     far[0, 0] = far[60, 1] = 5
     span = squad.best_spans(far, np.ones(100, bool), np.ones(100, bool))[0]
     assert span.last - span.first < squad.MAX_ANSWER
+    apart = np.stack([np.arange(100), -np.arange(100)], axis=1)  # likely ends stand before likely starts
+    assert squad.best_spans(apart, np.ones(100, bool), np.ones(100, bool))[0][1:] == (0, 0)
+    assert squad.best_spans(apart, np.zeros(100, bool), np.ones(100, bool)) == []

@@ -4,14 +4,21 @@ Levy & Goldberg 2014: what word2vec learns is such a factorisation. A short pre-
 spares itself the long plateau in which it would learn no more than which pieces are frequent.
 """
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from bert_jax.data.packing import unpack_rows
 from bert_jax.data.pipeline import PreparedRows
+from bert_jax.errors import DataError
+
+if TYPE_CHECKING:
+    from scipy.sparse import csc_array
 
 MAX_TOKENS = 30_000_000  # counted; spread evenly over longer texts
-MAX_CONTEXTS = 8192  # pieces, the most frequent, that the others are counted with: memory is V x this
+MAX_CONTEXTS = 8192  # pieces, the most frequent, that the others are counted with: memory is 4 bytes x V x this
 READ_ROWS = 8192  # rows in memory at a time
+_BLOCK = 1024  # pieces whose counts are made at a time
 _OVERSAMPLING, _ITERATIONS = 16, 4  # of the randomised decomposition
 
 
@@ -23,37 +30,32 @@ def token_vectors(rows: PreparedRows, regular: np.ndarray, size: int, seed: int)
       regular: bool [V], pieces that are counted; special ones get zeros, and so do pieces that never occur.
       size: D, at most the number of contexts.
       seed: of the randomised decomposition.
+
+    Raises DataError when no two pieces stand together oftener than by chance.
     """
-    counts, frequency, windows = count(rows, regular)
-    vectors = factors(positive_information(counts, frequency, windows), size, seed)
-    seen = regular & (frequency > 0)
+    present = presence(rows, regular)
+    vectors = factors(positive_information(present), size, seed)
+    seen = regular & (np.asarray(present.sum(0)).reshape(-1) > 0)
     vectors[~seen] = 0
-    vectors[seen] -= vectors[seen].mean(0)
-    return (vectors / np.sqrt(np.square(vectors[seen]).mean())).astype(np.float32)
+    vectors[seen] -= vectors[seen].mean(0, keepdims=True) if seen.any() else 0
+    scale = float(np.sqrt(np.square(vectors[seen]).mean())) if seen.any() else 0.0
+    if not scale > 0:
+        raise DataError("data.path: too little text for train.token_init cooccurrence; use --train.token-init normal")
+    return (vectors / scale).astype(np.float32)
 
 
-def count(rows: PreparedRows, regular: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """(counts float32 [V, C], frequency [V], windows): in how many windows a piece stands, and with each context.
-
-    The contexts are the most frequent pieces. Each window, the A or B of an example, counts a piece once.
-    """
-    from scipy.sparse import csr_matrix
+def presence(rows: PreparedRows, regular: np.ndarray) -> "csc_array":
+    """[windows, V], 1 where a regular piece stands in a window. A window is the A or the B of an example."""
+    from scipy.sparse import csr_array, vstack
 
     length = rows.dtype["input_ids"].shape[0]
-    wanted = np.arange(0, len(rows), max(1, len(rows) * length // MAX_TOKENS))
-    chunks = [wanted[start : start + READ_ROWS] for start in range(0, len(wanted), READ_ROWS)]
-    presence, frequency = [], np.zeros(len(regular), np.int64)
-    for numbers in chunks:
-        window, piece = pieces_of_windows(rows.read(numbers), regular)
-        ones = np.ones(len(piece), np.float32)
-        presence.append(csr_matrix((ones, (window, piece)), (window[-1] + 1, len(regular))))
-        frequency += np.bincount(piece, minlength=len(regular))
-    contexts = np.argsort(-frequency, kind="stable")[: min(MAX_CONTEXTS, len(regular))]
-    counts = np.zeros((len(regular), len(contexts)), np.float32)
-    for part in presence:
-        counts += (part.T @ part[:, contexts]).toarray()
-    counts[contexts, np.arange(len(contexts))] = 0  # a piece stands with itself always
-    return counts, frequency, sum(part.shape[0] for part in presence)
+    wanted = np.arange(0, len(rows), -(-len(rows) * length // MAX_TOKENS))
+    parts = []
+    for start in range(0, len(wanted), READ_ROWS):
+        window, piece = pieces_of_windows(rows.read(wanted[start : start + READ_ROWS]), regular)
+        shape = (int(window.max(initial=-1)) + 1, len(regular))
+        parts.append(csr_array((np.ones(len(piece), np.float32), (window, piece)), shape))
+    return vstack(parts, format="csc")
 
 
 def pieces_of_windows(rows: np.ndarray, regular: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -66,11 +68,25 @@ def pieces_of_windows(rows: np.ndarray, regular: np.ndarray) -> tuple[np.ndarray
     return np.unique(pairs // len(regular), return_inverse=True)[1], pairs % len(regular)
 
 
-def positive_information(counts: np.ndarray, frequency: np.ndarray, windows: int) -> np.ndarray:
-    """max(0, log p(piece, context) / p(piece) p(context)) [V, C]; 0 where they never meet."""
-    contexts = np.argsort(-frequency, kind="stable")[: counts.shape[1]]
-    expected = np.outer(np.maximum(frequency, 1), np.maximum(frequency[contexts], 1)) / windows
-    return np.log(np.maximum(counts / expected.astype(np.float32), 1))
+def positive_information(present: "csc_array") -> np.ndarray:
+    """max(0, log p(piece, context) / p(piece) p(context)) float32 [V, C]; 0 where they never meet, and with itself.
+
+    The contexts are the most frequent pieces; probabilities are shares of the windows [windows, V].
+    """
+    windows, pieces = present.shape
+    frequency = np.asarray(present.sum(0), np.float64).reshape(-1)
+    contexts = np.argsort(-frequency, kind="stable")[:MAX_CONTEXTS]
+    chance = np.maximum(frequency, 1)
+    found = np.empty((pieces, len(contexts)), np.float32)
+    in_context = present[:, contexts].tocsr()
+    for start in range(0, pieces, _BLOCK):
+        block = slice(start, start + _BLOCK)
+        together = (present[:, block].T @ in_context).toarray()
+        together *= (windows / chance[block, None]).astype(np.float32)
+        together /= chance[contexts].astype(np.float32)
+        found[block] = np.log(np.maximum(together, 1))
+    found[contexts, np.arange(len(contexts))] = 0  # a piece stands with itself always
+    return found
 
 
 def factors(matrix: np.ndarray, size: int, seed: int) -> np.ndarray:

@@ -56,6 +56,8 @@ def read_table(path: str) -> Iterator[tuple[int, dict[str, str | None]]]:
             # TSV as the field publishes it: no quoting, quotes may be unbalanced.
             style = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if kind == "tsv" else {}
             reader = csv.DictReader(file, strict=True, restkey=_REST, **style)
+            if twice := [name for name, count in Counter(reader.fieldnames or ()).items() if count > 1]:
+                raise DataError(f"{path}: line 1: two columns are named {twice[0]!r}; rename one")
             for row in reader:
                 line = reader.line_num
                 if _REST in row or None in row.values():

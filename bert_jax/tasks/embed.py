@@ -10,6 +10,11 @@ from bert_jax.tasks import Batch, Params, encode
 POOLINGS = ("mean", "cls", "last4")
 
 
+def last4(num_layers: int) -> tuple[int, ...]:
+    """The last four of the layers 0, the embeddings, to `num_layers`; fewer where there are no four."""
+    return tuple(range(max(0, num_layers - 3), num_layers + 1))
+
+
 def vectors(
     config: ModelConfig, params: Params, batch: Batch, *, pooling: str = "mean", layers: tuple[int, ...] = ()
 ) -> jax.Array:
@@ -18,14 +23,13 @@ def vectors(
     Args:
       batch: one text a row, [B, S].
       pooling: mean over the tokens ([CLS] and [SEP] too), cls for the vector of [CLS], or last4 for the mean over the
-        tokens of the last four layers' vectors, side by side.
+        tokens of the last four layers' vectors, side by side (of a small model all layers', the embeddings too).
       layers: which layers, 0 being the embeddings; none is the last one. Not with last4.
 
     Returns:
       [B, D]; [B, 4 D] with last4; [B, len(layers), D] where layers are named.
     """
-    last = config.num_layers
-    chosen = tuple(range(max(0, last - 3), last + 1)) if pooling == "last4" else layers
+    chosen = last4(config.num_layers) if pooling == "last4" else layers
     hidden = encode(config, params, batch, all_layers=bool(chosen))
     hidden = hidden[jnp.array(chosen)] if chosen else hidden[None]  # [K, B, S, D]
     hidden = hidden.astype(jnp.float32)

@@ -9,8 +9,7 @@ from bert_jax.config import ModelConfig
 from bert_jax.heads import ClassifierHead
 from bert_jax.tasks import Batch, Params, encode, init_encoder
 
-# As in google-research/bert's run_squad.py, in pieces; BEST are the candidates tried for each end of an answer.
-MAX_QUESTION, STRIDE, MAX_ANSWER, BEST = 64, 128, 30, 20
+MAX_QUESTION, STRIDE, MAX_ANSWER = 64, 128, 30  # pieces, as in google-research/bert's run_squad.py
 
 
 class Span(NamedTuple):
@@ -58,17 +57,16 @@ def has_most_context(ranges: list[tuple[int, int]], number: int) -> np.ndarray:
 
 
 def best_spans(scores: np.ndarray, starts: np.ndarray, ends: np.ndarray, count: int = 1) -> list[Span]:
-    """The `count` best spans, best first, of at most MAX_ANSWER pieces.
+    """The `count` best of all spans of at most MAX_ANSWER pieces, best first.
 
-    `scores` [S, 2]; bool [S] `starts` and `ends` tell where an answer may start and end. Only the BEST likeliest of
-    both are tried.
+    `scores` [S, 2]; bool [S] `starts` and `ends` tell where an answer may start and end.
     """
-    firsts = np.argsort(-np.where(starts, scores[:, 0], -np.inf), kind="stable")[: min(BEST, starts.sum())]
-    lasts = np.argsort(-np.where(ends, scores[:, 1], -np.inf), kind="stable")[: min(BEST, ends.sum())]
-    spans = [
-        Span(float(scores[first, 0] + scores[last, 1]), int(first), int(last))
-        for first in firsts
-        for last in lasts
-        if first <= last < first + MAX_ANSWER
+    first = np.where(starts, scores[:, 0], -np.inf)
+    last = np.pad(np.where(ends, scores[:, 1], -np.inf), (0, MAX_ANSWER - 1), constant_values=-np.inf)
+    sums = first[:, None] + np.lib.stride_tricks.sliding_window_view(last, MAX_ANSWER)  # [S, MAX_ANSWER]
+    best = np.argsort(-sums, axis=None, kind="stable")[:count]
+    return [
+        Span(float(sums.flat[place]), int(place // MAX_ANSWER), int(place // MAX_ANSWER + place % MAX_ANSWER))
+        for place in best
+        if np.isfinite(sums.flat[place])
     ]
-    return sorted(spans, key=lambda span: (-span.score, span.first, span.last))[:count]
