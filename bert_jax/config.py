@@ -179,8 +179,9 @@ class TrainConfig:
     """Checkpoints kept."""
     seed: int = 0
     """Seed of first weights and dropout."""
-    token_init: Literal["normal", "cooccurrence"] = "normal"
-    """First token vectors: random, or from what stands together in the text, which speeds a short pre-training up."""
+    embedding_init: Literal["normal", "cooccurrence"] = "normal"
+    """First embeddings: random, as the paper's; or tokens from what stands together in the text and positions as
+    sinusoids, which spares a short pre-training its plateau."""
     init_from: str = ""
     """Model directory, workdir or checkpoint whose weights start this run; its step and optimizer are not taken."""
 
@@ -327,9 +328,9 @@ def _contradictions(config: Config) -> list[str]:
         "task.train: name the labelled training file (CSV, TSV or JSONL)": (
             config.task.name == "classify" and not config.task.train
         ),
-        "train.token_init: cooccurrence is for a pre-training from scratch; with --train.init-from, and for classify, "
-        "use --train.token-init normal": (
-            train.token_init == "cooccurrence" and (train.init_from != "" or config.task.name != "pretrain")
+        "train.embedding_init: cooccurrence is for a pre-training from scratch; with --train.init-from, and for "
+        "classify, use --train.embedding-init normal": (
+            train.embedding_init == "cooccurrence" and (train.init_from != "" or config.task.name != "pretrain")
         ),
         "data.path: name a prepared folder or raw text ('builtin' is always there)": (
             config.task.name == "pretrain" and not data.path

@@ -53,22 +53,6 @@ class LayerNorm(nn.Module):
         return (centred * jax.lax.rsqrt(variance + self.epsilon) * scale + bias).astype(x.dtype)
 
 
-def sinusoids(stddev: float) -> nn.initializers.Initializer:
-    """Sines and cosines of the position (Vaswani et al. 2017, section 3.5), as first values of a learned table.
-
-    With them a token finds its neighbours before positions are learned: of the loss's first plateau a good part goes.
-    """
-
-    def init(key: jax.Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> jax.Array:
-        positions, size = shape
-        waves = -(-size // 2)
-        angle = jnp.arange(positions)[:, None] / 10_000 ** (jnp.arange(waves) / waves)  # [positions, waves]
-        table = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)[:, :size]
-        return (table * stddev * 2**0.5).astype(dtype)
-
-    return init
-
-
 class Embeddings(nn.Module):
     """Sum of token, position and token-type vectors, then LayerNorm and dropout."""
 
@@ -80,14 +64,14 @@ class Embeddings(nn.Module):
         config = self.config
         normal = nn.initializers.truncated_normal(config.initializer_range)
         rows = {
-            "token_embedding": (input_ids, config.padded_vocab_size, normal),
-            "position_embedding": (position_ids, config.max_position_embeddings, sinusoids(config.initializer_range)),
-            "token_type_embedding": (token_type_ids, config.type_vocab_size, normal),
+            "token_embedding": (input_ids, config.padded_vocab_size),
+            "position_embedding": (position_ids, config.max_position_embeddings),
+            "token_type_embedding": (token_type_ids, config.type_vocab_size),
         }
         # Rows are taken from the f32 tables and the sum is cast: cast tables would get their gradients in bf16.
         x = sum(
-            jnp.take(self.param(name, init, (size, config.hidden_size)), ids, axis=0)
-            for name, (ids, size, init) in rows.items()
+            jnp.take(self.param(name, normal, (size, config.hidden_size)), ids, axis=0)
+            for name, (ids, size) in rows.items()
         )  # [B, S, D]
         x = LayerNorm(config.layer_norm_epsilon, name="norm")(x).astype(config.dtype)
         return dropout(x, config.hidden_dropout, None if self.deterministic else self.make_rng("dropout"))

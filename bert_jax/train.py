@@ -295,7 +295,7 @@ def run(config: Config, workdir: str, mesh: Any, resume: str) -> int:
             if starting:
                 state = start_from(state, starting, task.labels)
             elif task.first_params:
-                say("first token vectors: from what stands together in the text")
+                say("first embeddings: from what stands together in the text")
                 state = with_params(state, task.first_params())
         write_beginning(config, workdir, task, new=start is None)
         start = start or 0

@@ -44,6 +44,6 @@ def get_config() -> Config:
             eval_every=500,
             eval_batches=20,
             save_every=1000,
-            token_init="cooccurrence",
+            embedding_init="cooccurrence",
         ),
     )

@@ -73,8 +73,11 @@ def test_faults_are_listed_at_once():
         {"model": ModelConfig(scan_unroll=-1)},
         {"train": TrainConfig(eval_batches=-1)},
         {"task": config_lib.TaskConfig(name="classify")},
-        {"task": config_lib.TaskConfig(name="classify", train="x"), "train": TrainConfig(token_init="cooccurrence")},
-        {"train": TrainConfig(token_init="cooccurrence", init_from="w")},
+        {
+            "task": config_lib.TaskConfig(name="classify", train="x"),
+            "train": TrainConfig(embedding_init="cooccurrence"),
+        },
+        {"train": TrainConfig(embedding_init="cooccurrence", init_from="w")},
     ],
 )
 def test_each_fault_is_found(changes):

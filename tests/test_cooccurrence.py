@@ -80,7 +80,7 @@ def test_pieces_of_one_surrounding_are_near():
 
 
 def test_text_without_any_pair_is_told(rows, regular):
-    with pytest.raises(DataError, match="too little text for train.token_init cooccurrence"):
+    with pytest.raises(DataError, match="too little text for train.embedding_init cooccurrence"):
         cooccurrence.token_vectors(rows, np.zeros_like(regular), 8, seed=0)
 
 
@@ -88,14 +88,27 @@ def test_a_run_starts_from_them_and_special_pieces_from_zero(small_config, rows,
     config = dataclasses.replace(
         small_config,
         optimizer=dataclasses.replace(small_config.optimizer, learning_rate=1e-12),
-        train=dataclasses.replace(small_config.train, num_steps=1, token_init="cooccurrence"),
+        train=dataclasses.replace(small_config.train, num_steps=1, embedding_init="cooccurrence"),
     )
     assert train(config, str(tmp_path / "run")) == 0
-    table = convert.load_model(str(tmp_path / "run")).params["embeddings"]["token_embedding"]
-    first = pretrain.first_params(config.model, rows, regular, config.train.seed)["embeddings/token_embedding"]
-    np.testing.assert_allclose(table[: config.model.vocab_size], first[: config.model.vocab_size], atol=1e-6)
+    tables = convert.load_model(str(tmp_path / "run")).params["embeddings"]
+    first = pretrain.first_params(config.model, rows, regular, config.train.seed)
+    tokens, positions = first["embeddings/token_embedding"], first["embeddings/position_embedding"]
+    np.testing.assert_allclose(tables["token_embedding"], tokens, atol=1e-6)
+    np.testing.assert_allclose(tables["position_embedding"], positions, atol=1e-6)
     vectors = cooccurrence.token_vectors(rows, regular, 32, 0)
     seen = np.abs(vectors).sum(1) > 0
     assert not vectors[~regular].any() and seen.sum() > 900
     assert np.square(vectors[seen]).mean() == pytest.approx(1, abs=1e-4)
     np.testing.assert_allclose(vectors[seen].mean(0), 0, atol=1e-4)
+
+
+def test_positions_begin_where_a_shift_is_a_rotation():
+    table = pretrain.sinusoids(50, 32)
+    np.testing.assert_allclose(table[0], [0] * 16 + [2**0.5] * 16, atol=1e-6)
+    products = table @ table.T
+    for distance in (0, 1, 7):  # how near two positions are depends on their distance alone
+        along = np.diagonal(products, distance)
+        np.testing.assert_allclose(along, along[0], rtol=1e-5)
+    assert products[0, 1] < products[0, 0] and np.square(table).mean() == pytest.approx(1)
+    assert pretrain.sinusoids(9, 7).shape == (9, 7)

@@ -40,7 +40,7 @@ def token_vectors(rows: PreparedRows, regular: np.ndarray, size: int, seed: int)
     vectors[seen] -= vectors[seen].mean(0, keepdims=True) if seen.any() else 0
     scale = float(np.sqrt(np.square(vectors[seen]).mean())) if seen.any() else 0.0
     if not scale > 0:
-        raise DataError("data.path: too little text for train.token_init cooccurrence; use --train.token-init normal")
+        raise DataError("data.path: too little text for train.embedding_init cooccurrence; use normal")
     return (vectors / scale).astype(np.float32)
 
 

@@ -116,7 +116,7 @@ def build(config: Config) -> Task:
         else {},
         tokenizer=tokenizer,
         first_params=functools.partial(first_params, config.model, rows, vocabulary.regular, train.seed)
-        if train.token_init == "cooccurrence"
+        if train.embedding_init == "cooccurrence"
         else None,
         facts=f"{len(rows):,} rows of {data.max_seq_len}, {len(held_out):,} held out, from {folder}",
     )
@@ -125,9 +125,25 @@ def build(config: Config) -> Task:
 def first_params(
     config: ModelConfig, rows: pipeline.PreparedRows, regular: np.ndarray, seed: int
 ) -> dict[str, np.ndarray]:
-    """The token table [V, D] with the scale that random vectors would have; pad rows are zeros."""
-    vectors = cooccurrence.token_vectors(rows, regular, config.hidden_size, seed) * config.initializer_range
-    return {"embeddings/token_embedding": np.pad(vectors, ((0, config.padded_vocab_size - len(vectors)), (0, 0)))}
+    """Tables of tokens [V, D] (pad rows are zeros) and positions, with the scale that random vectors would have."""
+    tokens = cooccurrence.token_vectors(rows, regular, config.hidden_size, seed)
+    positions = sinusoids(config.max_position_embeddings, config.hidden_size)
+    return {
+        "embeddings/token_embedding": config.initializer_range
+        * np.pad(tokens, ((0, config.padded_vocab_size - len(tokens)), (0, 0))),
+        "embeddings/position_embedding": config.initializer_range * positions,
+    }
+
+
+def sinusoids(count: int, size: int) -> np.ndarray:
+    """Sines and cosines of positions, float32 [count, size], mean square 1 (Vaswani et al. 2017, section 3.5).
+
+    With them a token finds its neighbours before positions are learned.
+    """
+    waves = -(-size // 2)
+    angle = np.arange(count)[:, None] / 10_000 ** (np.arange(waves) / waves)  # [count, waves]
+    table = np.concatenate([np.sin(angle), np.cos(angle)], axis=-1)[:, :size]
+    return (2**0.5 * table).astype(np.float32)
 
 
 def check_fit(config: Config, folder: str, manifest: dict) -> None:
