@@ -152,36 +152,30 @@ class Bert:
         return next(self.tag_stream([text]))
 
     def tag_stream(self, texts: Iterable[str]) -> Iterator[dict[str, Any]]:
-        """`tag` of many texts; those longer than the model reads go through it in overlapping windows."""
+        """`tag` of many texts, in bounded memory."""
         self._need("tagger", "tag", "a model that was fine-tuned for words")
-        for text in texts:
-            spans = [match.span() for match in ner.WORD.finditer(text)]
-            words = [text[start:end] for start, end in spans]
-            labels = self.tag_words(words)
-            found = [
-                {"kind": kind, "text": text[spans[first][0] : spans[last - 1][1]]}
-                | {"start": spans[first][0], "end": spans[last - 1][1]}
-                for kind, first, last in ner.entities(labels)
-            ]
-            yield {"words": words, "labels": labels, "entities": found}
+        longest, cut, windowed = self.config.max_position_embeddings, 0, 0
+        for chunk in _chunks(_several(texts), CHUNK):
+            places = [[match.span() for match in ner.WORD.finditer(text)] for text in chunk]
+            words = [[text[slice(*place)] for place in mine] for text, mine in zip(chunk, places, strict=True)]
+            shown = ner.featurize(words, self.tokenizer, longest)
+            cut, windowed = cut + shown.features.cut, windowed + sum(len(mine) > 1 for mine in shown.of_sentence)
+            scores = ner.decode(shown, self._run(ner.logits, shown.features))
+            for text, mine, spans, rows in zip(chunk, words, places, scores, strict=True):
+                yield self._tagged(text, mine, spans, [self.labels[row.argmax()] for row in rows])
+        if windowed:
+            say(f"note: {windowed:,} of the texts are longer than the {longest} pieces of a window and read in several")
+        if cut:
+            say(f"note: {cut:,} words are longer than the {longest} pieces of a window; their ends are cut")
 
-    def tag_words(self, words: list[str]) -> list[str]:
-        """A label for each word: that of its first piece."""
-        pieces = [ids or [self.tokenizer.unk_id] for ids in self.tokenizer.encode_batch(words)]
-        room = self.config.max_position_embeddings - 2
-        ranges = ner.windows([len(ids) for ids in pieces], room)
-        ids, starts = [], []
-        for first, last in ranges:
-            parts = [part[:room] for part in pieces[first:last]]
-            flat = [self.tokenizer.cls_id, *itertools.chain.from_iterable(parts), self.tokenizer.sep_id]
-            ids.append(np.array(flat, np.int32))
-            starts.append(1 + np.cumsum([0, *map(len, parts[:-1])]))
-        scores = self._run(ner.logits, Features(ids, [np.zeros_like(row) for row in ids]))
-        labels = []
-        for word in range(len(words)):
-            window = ner.best_window(word, ranges)
-            labels.append(self.labels[scores[window][starts[window][word - ranges[window][0]]].argmax()])
-        return labels
+    @staticmethod
+    def _tagged(text: str, words: list[str], spans: list[tuple[int, int]], labels: list[str]) -> dict[str, Any]:
+        found = [
+            {"kind": kind, "text": text[spans[first][0] : spans[last - 1][1]]}
+            | {"start": spans[first][0], "end": spans[last - 1][1]}
+            for kind, first, last in ner.entities(labels)
+        ]
+        return {"words": words, "labels": labels, "entities": found}
 
     def answer(self, question: str, context: str, top: int = 1) -> list[dict[str, Any]]:
         """The `top` spans of `context` that answer `question`: {"text", "score", "start", "end"}, best first.
@@ -189,37 +183,33 @@ class Bert:
         `score` is the sum of the logits of start and end. A context longer than the model reads is gone through in
         overlapping windows; a question is cut to 64 pieces, as in google-research/bert, or half of what it reads.
         """
+        return next(self.answer_stream([(question, context)], top))
+
+    def answer_stream(self, questions: Iterable[tuple[str, str]], top: int = 1) -> Iterator[list[dict[str, Any]]]:
+        """`answer` to many (question, context), in bounded memory."""
         self._need("span_head", "answer", "a model that was fine-tuned on questions")
-        asked = self.tokenizer.encode_batch([question])[0]
-        longest = min(squad.MAX_QUESTION, self.config.max_position_embeddings // 2)
-        if len(asked) > longest:
-            say(f"note: the question is cut to {longest} pieces")
-        asked = [self.tokenizer.cls_id, *asked[:longest], self.tokenizer.sep_id]
-        pieces = self.tokenizer.pieces(context)
-        if not pieces:
-            raise DataError("context: no text in it")
-        ranges = squad.windows(len(pieces), self.config.max_position_embeddings - len(asked) - 1)
-        shown = [[piece[1] for piece in pieces[first:last]] for first, last in ranges]
-        ids = [np.array([*asked, *part, self.tokenizer.sep_id], np.int32) for part in shown]
-        types = [(np.arange(len(row)) >= len(asked)).astype(np.int32) for row in ids]
-        found = []
-        for number, scores in enumerate(self._run(squad.logits, Features(ids, types))):
-            first, last = ranges[number]
-            scores = scores[len(asked) : len(asked) + last - first]
-            starts = squad.has_most_context(ranges, number)
-            for score, start, end in squad.best_spans(scores, starts, np.ones_like(starts), top):
-                span = pieces[first + start][2][0], pieces[first + end][2][1]
-                found.append({"text": context[slice(*span)], "score": score, "start": span[0], "end": span[1]})
-        return sorted(found, key=lambda span: -span["score"])[:top]
+        longest, cut, windowed = self.config.max_position_embeddings, 0, 0
+        for chunk in _chunks(questions, CHUNK):
+            asked, contexts = map(list, zip(*chunk, strict=True))
+            shown = squad.featurize(asked, contexts, self.tokenizer, longest)
+            cut, windowed = cut + shown.features.cut, windowed + sum(len(mine) > 1 for mine in shown.of_question)
+            answers = squad.decode(shown, self._run(squad.logits, shown.features), top)
+            for context, found in zip(contexts, answers, strict=True):
+                yield [
+                    {"text": context[start:end], "score": score, "start": start, "end": end}
+                    for score, start, end in found
+                ]
+        if windowed:
+            say(f"note: {windowed:,} contexts do not fit into a window of {longest} pieces and are read in several")
+        if cut:
+            say(f"note: {cut:,} questions are cut to {min(squad.MAX_QUESTION, longest // 2)} pieces")
 
     # Batches
 
     def _stream(self, function: Callable, texts: Iterable[Text], **settings: Any) -> Iterator[np.ndarray]:
         """`function`'s row for each text or pair."""
-        if isinstance(texts, str):  # its letters would be taken for texts
-            raise ConfigError("texts: give a list of texts, not one text")
         longest, cut = self.config.max_position_embeddings, 0
-        for chunk in _chunks(texts, CHUNK):
+        for chunk in _chunks(_several(texts), CHUNK):
             firsts, pairs = zip(*map(_pair, chunk), strict=True)
             features = featurize(firsts, pairs, self.tokenizer, longest)
             cut += features.cut
@@ -281,6 +271,12 @@ def _fill(config: Any, params: Params, batch: Batch, places: jax.Array) -> jax.A
 
 def _pair(text: Text) -> tuple[str, str | None]:
     return (text, None) if isinstance(text, str) else (text[0], text[1])
+
+
+def _several(texts: Iterable[Any]) -> Iterable[Any]:
+    if isinstance(texts, str):  # its letters would be taken for texts
+        raise ConfigError("texts: give a list of texts, not one text")
+    return texts
 
 
 def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -56,7 +56,7 @@ def _lines(path: str) -> Iterator[str]:
         raise DataError(f"{path}: not UTF-8 text ({error.reason}); unpack or convert it") from error
 
 
-def input_questions(path: str) -> Iterator[tuple[str, str, str]]:
+def input_questions(path: str) -> list[tuple[str, str, str]]:
     """(id, question, context) of a file in SQuAD's JSON, all of it seen to be sound first. Raises DataError."""
     try:
         with open(path, encoding="utf-8-sig") as file:
@@ -70,11 +70,13 @@ def input_questions(path: str) -> Iterator[tuple[str, str, str]]:
         raise DataError(f"{path}: no such file") from None
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: not in SQuAD's JSON layout ({type(error).__name__}: {error})") from error
+    if not found:
+        raise DataError(f"{path}: no questions in it")
     for key, *texts in found:
         for name, text in zip(("question", "context"), texts, strict=True):
             if not isinstance(text, str) or not text.strip():
                 raise DataError(f"{path}: question {key}: its {name} is {text!r}, no text")
-    yield from found
+    return found
 
 
 def _positive(text: str) -> int:
@@ -130,8 +132,9 @@ def results(bert: "Bert", args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     elif args.command == "answer" and args.question is not None:
         yield from bert.answer(args.question, args.context, args.top)
     elif args.command == "answer":
-        for key, question, context in input_questions(args.input):
-            yield {"id": key, **bert.answer(question, context)[0]}
+        keys, *texts = zip(*input_questions(args.input), strict=True)
+        for key, found in zip(keys, bert.answer_stream(zip(*texts, strict=True)), strict=True):
+            yield {"id": key, **found[0]}
     else:
         if args.command == "similarity":
             pairs = input_pairs(args.input, columns_of(args))

@@ -50,6 +50,7 @@ class Clock:
     """Rates over one logging interval, without what evaluation and saving took."""
 
     def __init__(self):
+        self.first_step = 0.0  # seconds from the command to the end of its first step, until they are written
         self.restart()
 
     def restart(self) -> None:

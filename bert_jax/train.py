@@ -244,6 +244,7 @@ def train(config: Config, workdir: str, *, resume: str = "auto", debug: bool = F
 
     Raises NonFiniteLossError, CheckpointError, DataError, StorageError and ConfigError with their remedies.
     """
+    began = time.perf_counter()
     import jax
 
     from bert_jax.sharding import check_batch, make_mesh
@@ -255,11 +256,14 @@ def train(config: Config, workdir: str, *, resume: str = "auto", debug: bool = F
     check_batch(config, mesh)
     os.makedirs(workdir, exist_ok=True)
     with contextlib.closing(lock(workdir)), jax.set_mesh(mesh):
-        return run(config, workdir, mesh, resume)
+        return run(config, workdir, mesh, resume, began)
 
 
-def run(config: Config, workdir: str, mesh: Any, resume: str) -> int:
-    """The run itself, in a workdir that is ours. Nothing in it is overwritten before the checkpoint is seen to fit."""
+def run(config: Config, workdir: str, mesh: Any, resume: str, began: float) -> int:
+    """The run itself, in a workdir that is ours. Nothing in it is overwritten before the checkpoint is seen to fit.
+
+    `began` is when it was asked for (`time.perf_counter`).
+    """
     import jax
 
     from bert_jax import checkpoint, plan
@@ -324,12 +328,16 @@ def run(config: Config, workdir: str, mesh: Any, resume: str) -> int:
 
         def log(values: dict[str, float], step: int) -> None:
             clock.examples += values.pop("examples")
+            if step == start + 1:
+                clock.first_step = time.perf_counter() - began
             if step % config.train.log_every == 0 or step == num_steps:
                 seconds = clock.elapsed()
                 values["learning_rate"] = float(schedule(step - 1))
                 values["examples_per_second"] = clock.examples / seconds
                 values["real_tokens_per_second"] = clock.tokens / seconds
                 values["data_wait_fraction"] = min(1.0, clock.waited / seconds)
+                if clock.first_step:
+                    values["first_step_seconds"], clock.first_step = clock.first_step, 0.0
                 if peak:
                     values["mfu"] = model_flops(config, clock.tokens) / seconds / peak
                 recorder.write(step, values)

@@ -127,6 +127,7 @@ def main() -> None:
 def report(folder: Path, pretrained: Path, seconds: dict[str, float], accuracies: dict[str, float]) -> None:
     """The closing table."""
     first = next(row for row in read_metrics(pretrained) if "masked_lm_loss" in row)
+    before = sum(seconds.get(stage, 0.0) for stage in ("install", "text", "vocabulary", "prepare"))
     last = json.loads((pretrained / "results.json").read_text())["metrics"]["eval"]
     print("\n== what was measured")
     print(f"masked LM loss        {first['masked_lm_loss']:.3f} at step {first['step']}")
@@ -136,6 +137,9 @@ def report(folder: Path, pretrained: Path, seconds: dict[str, float], accuracies
         print(f"test accuracy         {100 * accuracy:.1f} %  {stage} labels")
     for stage, took in seconds.items():
         print(f"seconds               {took:6.1f}  {stage}")
+    print(
+        f"seconds               {before + first['first_step_seconds']:6.1f}  from the start to the first training step"
+    )
     print(f"seconds               {sum(seconds.values()):6.1f}  all together")
     print(f"loss curve            {folder / 'loss.png'}")
     print(f"pre-trained model     {pretrained / 'model'}")

@@ -137,15 +137,19 @@ def test_what_is_cut_is_told(bert, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_words_of_a_long_text_are_labelled_through_windows(words_and_spans):
+def test_words_of_a_long_text_are_labelled_through_windows(words_and_spans, capsys):
     bert = bert_jax.load(str(words_and_spans / "tag"))
     short = "the function returns a value."
     found = bert.tag(short)
     assert found["words"] == ["the", "function", "returns", "a", "value", "."]
     assert set(found["labels"]) <= {"O", "B-X", "I-X"} and len(found["labels"]) == 6
     assert all(short[entity["start"] : entity["end"]] == entity["text"] for entity in found["entities"])
-    long = bert.tag(short * 60)
-    assert len(long["labels"]) == 360
+    capsys.readouterr()
+    long, again = bert.tag_stream([short * 60, short])
+    assert len(long["labels"]) == 360 and again == found
+    assert "1 of the texts are longer than the 64 pieces of a window" in capsys.readouterr().err
+    bert.tag("x" * 99 + "abcdefgh" * 200)
+    assert capsys.readouterr().err == ""  # a word beyond 100 characters is one unknown piece
     assert bert.tag("") == {"words": [], "labels": [], "entities": []}
     ids = np.array([bert.tokenizer.encode(short).ids])
     batch = collate(Features([ids[0]], [np.zeros_like(ids[0])]), np.array([0]), 0, ids.shape[1])
@@ -155,7 +159,7 @@ def test_words_of_a_long_text_are_labelled_through_windows(words_and_spans):
     assert [bert.labels[scores[first].argmax()] for first in firsts] == found["labels"]
 
 
-def test_answers_are_parts_of_the_context(words_and_spans):
+def test_answers_are_parts_of_the_context(words_and_spans, capsys):
     bert = bert_jax.load(str(words_and_spans / "answer"))
     context = "The function returns a value.  It is used with caf\u00e9 objects, and [SEP] is text. " * 8
     answers = bert.answer("what is returned?", context, top=3)
@@ -165,6 +169,14 @@ def test_answers_are_parts_of_the_context(words_and_spans):
     with pytest.raises(DataError, match="context: no text"):
         bert.answer("what?", "  ")
     assert bert.answer("what " * 200, "a value")[0]["text"] in "a value"
+    asked = [("what is returned?", context), ("which?", "a value"), ("what " * 200, "one")] * 3
+    capsys.readouterr()
+    together = [found[0] for found in bert.answer_stream(asked)]
+    said = capsys.readouterr().err
+    assert "3 contexts do not fit into a window of 64" in said and "3 questions are cut to 32 pieces" in said
+    for (question, text), found in zip(asked[:3], together, strict=False):
+        alone = bert.answer(question, text)[0]
+        assert alone["text"] == found["text"] and alone["score"] == pytest.approx(found["score"], abs=1e-4)
 
 
 def test_embed_and_answer_write_their_files(model, words_and_spans, tmp_path, capsys):

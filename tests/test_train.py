@@ -130,6 +130,7 @@ def test_a_run_leaves_what_the_contract_says(small_config, tmp_path):
         "next_sentence_accuracy",
     ):
         assert math.isfinite(row[key]), key
+    assert [row["step"] for row in metrics_of(workdir) if row.get("first_step_seconds", 0) > 0] == [1]
     evaluation = next(row for row in metrics_of(workdir) if "eval/masked_lm_loss" in row)
     results = json.loads((workdir / "results.json").read_text())
     assert results["task"] == "pretrain" and results["step"] == 20 and results["seed"] == 0

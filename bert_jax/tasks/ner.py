@@ -1,5 +1,6 @@
 """A label for each word, and the entities they spell (Devlin et al. 2019, section 5.3; CoNLL-2003)."""
 
+import itertools
 import re
 from typing import NamedTuple
 
@@ -7,10 +8,25 @@ import jax
 import numpy as np
 
 from bert_jax.config import ModelConfig
+from bert_jax.data.features import Features
+from bert_jax.data.tokenizer_model import Tokenizer
 from bert_jax.heads import ClassifierHead
 from bert_jax.tasks import Batch, Params, encode, init_encoder
 
 WORD = re.compile(r"\w+|[^\w\s]")
+
+
+class Windows(NamedTuple):
+    """Sentences as the encoder reads them: each in one window, or in several that overlap."""
+
+    features: Features
+    """A row a window; `cut` counts the words that lost pieces because a window cannot hold them all."""
+    of_sentence: list[range]
+    """The windows of each sentence."""
+    ranges: list[tuple[int, int]]
+    """The words of its sentence that a window shows, the last not included."""
+    starts: list[np.ndarray]
+    """Where the first piece of each of them stands in the row."""
 
 
 class Entity(NamedTuple):
@@ -35,6 +51,42 @@ def logits(config: ModelConfig, params: Params, batch: Batch, key: jax.Array | N
     num_labels = params["tagger"]["dense"]["bias"].shape[0]
     head = ClassifierHead(config, num_labels, config.hidden_dropout, deterministic=key is None)
     return head.apply({"params": params["tagger"]}, hidden, rngs=None if key is None else {"dropout": head_key})
+
+
+def featurize(sentences: list[list[str]], tokenizer: Tokenizer, longest: int) -> Windows:
+    """Sentences, given as words, in windows of at most `longest` pieces."""
+    words = list(itertools.chain.from_iterable(sentences))
+    pieces = iter([ids or [tokenizer.unk_id] for ids in tokenizer.encode_batch(words)])
+    room = longest - 2
+    found, cut = Windows(Features([], []), [], [], []), 0
+    for sentence in sentences:
+        mine = list(itertools.islice(pieces, len(sentence)))
+        cut += sum(len(ids) > room for ids in mine)
+        ranges = windows([len(ids) for ids in mine], room)
+        found.of_sentence.append(range(len(found.ranges), len(found.ranges) + len(ranges)))
+        found.ranges.extend(ranges)
+        for first, last in ranges:
+            parts = [ids[:room] for ids in mine[first:last]]
+            row = np.array([tokenizer.cls_id, *itertools.chain.from_iterable(parts), tokenizer.sep_id], np.int32)
+            found.features.ids.append(row)
+            found.features.type_ids.append(np.zeros_like(row))
+            found.starts.append(1 + np.cumsum([0, *map(len, parts[:-1])]))
+    return found._replace(features=found.features._replace(cut=cut))
+
+
+def decode(shown: Windows, scores: list[np.ndarray]) -> list[np.ndarray]:
+    """Scores [S, C] of each window -> scores [words, C] of each sentence: those of a word's first piece, from the
+    window in which it is farthest from an edge."""
+    found = []
+    for numbers in shown.of_sentence:
+        ranges = [shown.ranges[number] for number in numbers]
+        rows = []
+        for word in range(ranges[-1][1] if ranges else 0):
+            best = best_window(word, ranges)
+            number = numbers[best]
+            rows.append(scores[number][shown.starts[number][word - ranges[best][0]]])
+        found.append(np.array(rows))
+    return found
 
 
 def windows(counts: list[int], room: int) -> list[tuple[int, int]]:
