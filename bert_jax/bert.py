@@ -291,6 +291,12 @@ def load(path: str) -> Bert:
     Compiled programs are kept in the cache folder, unless JAX was told of another place for them.
     """
     if not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        compiled = cache_folder() / "xla"
+        try:
+            compiled.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            say(f"note: compiled programs are not kept: {compiled}: {error.strerror}")
+        else:
+            jax.config.update("jax_compilation_cache_dir", str(compiled))
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     return Bert(load_model(path))

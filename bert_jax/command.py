@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import io
+import itertools
 import os
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -85,6 +86,7 @@ def known_flags() -> list[str]:
 
 
 def _one_line(boxed: str) -> str:
-    """Takes the frame and the hint on --help off tyro's message."""
-    words = " ".join(line.strip("│╭╮╰╯─ ") for line in boxed.splitlines() if "--help" not in line)
+    """tyro's message without its frame, its title, and what it says of --help and of the option's meaning."""
+    lines = [line.strip("│╭╮╰╯─- ") for line in boxed.splitlines()[1:] if "--help" not in line]
+    words = " ".join(itertools.takewhile(lambda line: not line.startswith("Argument helptext"), filter(None, lines)))
     return " ".join(words.split()) or "wrong command line"

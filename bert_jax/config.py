@@ -265,9 +265,15 @@ def adopt(run: ModelConfig, weights: ModelConfig) -> ModelConfig:
 
 
 def did_you_mean(word: str, known: typing.Iterable[str]) -> str:
-    """`" (did you mean X?)"`, or nothing when no known word is near."""
-    near = difflib.get_close_matches(word, list(known), n=1)
+    """`" (did you mean X?)"`, or nothing when no known word is near; `lr` is near to `learning_rate`."""
+    known, asked = list(known), word.rsplit(".", 1)[-1]
+    near = [name for name in known if len(asked) > 1 and asked == _initials(name.rsplit(".", 1)[-1])]
+    near = near or difflib.get_close_matches(word, known, n=1)
     return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _initials(name: str) -> str:
+    return "".join(part[:1] for part in name.replace("-", "_").split("_"))
 
 
 _ABOVE_ZERO = (

@@ -115,9 +115,10 @@ def test_flags_override_fields_with_dash_or_underscore():
     [
         (["--model.num-layer", "4"], "did you mean --model.num-layers"),
         (["--optimiser.learning-rate", "1"], "did you mean --optimizer.learning-rate"),
-        (["--model.num-layers", "four"], "num-layers"),
+        (["--optimizer.lr", "1"], "did you mean --optimizer.learning-rate"),
+        (["--model.num-layers", "four"], "^Error parsing --model.num-layers: .*'four'$"),
         (["--model.dtype", "float8"], "float32"),
-        (["--resume", "perhaps"], "never"),
+        (["--resume", "perhaps"], "^invalid choice 'perhaps' .*'never'"),
     ],
 )
 def test_wrong_flags_end_in_one_line(flags, words):
