@@ -19,13 +19,14 @@ from bert_jax.convert import Model, load_model
 from bert_jax.data.features import Features, collate, featurize
 from bert_jax.data.tokenizer_model import Tokenizer, load_tokenizer
 from bert_jax.errors import ConfigError, DataError
+from bert_jax.model import separate_layers
 from bert_jax.progress import say
 from bert_jax.tasks import Batch, Params, classify, embed, encode, gather, ner, pretrain, squad
 
 Text = str | tuple[str, str]
 CHUNK = 2048  # texts in memory at a time
-LENGTHS = (*range(8, 32, 4), *range(32, 64, 8), *range(64, 128, 16), *range(128, 513, 64))  # of batches
-ROWS, LONG_ROWS, LONG = 64, 16, 128  # of full batches, up to LONG pieces a text and above
+LENGTHS = (*range(8, 32, 2), *range(32, 64, 8), *range(64, 128, 16), *range(128, 513, 64))  # of batches
+TOKENS = 1024  # of a full batch; more at once is no faster on a CPU
 AHEAD = 2  # batches under way
 FILL_WIDTH = 8  # masks of a text are padded to a multiple of this
 
@@ -34,7 +35,7 @@ class Bert:
     """A loaded model; made by `bert_jax.load`."""
 
     def __init__(self, model: Model):
-        self.params: Params = jax.tree.map(jnp.asarray, model.params)
+        self.params: Params = jax.tree.map(jnp.asarray, separate_layers(model.params, model.config.num_layers))
         self.config, self.labels = model.config, model.labels
         self.tokenizer: Tokenizer = load_tokenizer(model.tokenizer)
         if self.tokenizer.vocab_size > self.config.vocab_size:  # JAX would clamp such ids without a word
@@ -240,17 +241,16 @@ class Bert:
 def batches(lengths: np.ndarray, longest: int) -> Iterator[tuple[np.ndarray, int]]:
     """(numbers, length) of batches for texts of `lengths`, neighbours in length; numbers of -1 fill the last one up.
 
-    Few shapes: a length is one of LENGTHS, and the rows are ROWS or LONG_ROWS, or 1 or 8 for a few texts.
+    Few shapes: a length is one of LENGTHS, and the rows make up TOKENS, or are 1 or 8 for a few texts.
     """
-    order = np.argsort(lengths, kind="stable")
+    order = np.argsort(-lengths, kind="stable")
     start = 0
     while start < len(order):
-        last = min(start + ROWS, len(order)) - 1
-        rows = ROWS if lengths[order[last]] <= LONG else LONG_ROWS
+        length = _padded(int(lengths[order[start]]), longest)
+        rows = max(TOKENS // length // 8 * 8, 8)
         numbers = order[start : start + rows]
         start += rows
         rows = next(few for few in (1, 8, rows) if few >= len(numbers))
-        length = _padded(int(lengths[numbers[-1]]), longest)
         yield np.pad(numbers, (0, rows - len(numbers)), constant_values=-1), length
 
 

@@ -99,7 +99,8 @@ def _digest(path: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _write_manifest(folder: str, values: dict[str, Any]) -> None:
+def write_manifest(folder: str, values: dict[str, Any]) -> None:
+    """Signs a step: adds the digests of its files to `values` and writes that, last of all."""
     names = sorted(
         os.path.relpath(os.path.join(root, name), folder) for root, _, files in os.walk(folder) for name in files
     )
@@ -175,7 +176,7 @@ class Checkpointer:
                 step,
                 args=self._args.Composite(**{name: self._args.StandardSave(item) for name, item in items.items()}),
             )
-        values = _manifest_values(step, config, labels, tokenizer, items)
+        values = manifest_values(step, config, labels, tokenizer, items)
         self._finisher = threading.Thread(target=self._finish, args=(step, values))
         self._finisher.start()
 
@@ -186,7 +187,7 @@ class Checkpointer:
             with _storage(self._folder):
                 self._manager.wait_until_finished()
                 if jax.process_index() == 0:
-                    _write_manifest(os.path.join(self._folder, str(step)), values)
+                    write_manifest(os.path.join(self._folder, str(step)), values)
                     for old in steps(self._folder)[self._keep :]:
                         shutil.rmtree(os.path.join(self._folder, str(old)))
         except BaseException as error:  # handed to the training thread by wait()
@@ -259,12 +260,16 @@ def load_params(folder: str) -> tuple[dict[str, Any], Manifest]:
     """Weights of one verified step folder as host arrays, without step and optimizer."""
     import orbax.checkpoint as ocp
 
+    manifest = verify(folder)
+    with ocp.StandardCheckpointer() as reader:
+        return reader.restore(os.path.join(os.path.abspath(folder), "params"), empty_params(manifest)), manifest
+
+
+def empty_params(manifest: Manifest) -> dict[str, Any]:
+    """Host arrays of the shapes and types of a step's weights, their memory not yet touched."""
     from bert_jax.sharding import unflatten
 
-    manifest = verify(folder)
-    tree = unflatten({name: np.empty(shape, dtype) for name, (shape, dtype) in manifest.tree.items()})["params"]
-    with ocp.StandardCheckpointer() as reader:
-        return reader.restore(os.path.join(os.path.abspath(folder), "params"), tree), manifest
+    return unflatten({name: np.empty(shape, dtype) for name, (shape, dtype) in manifest.tree.items()})["params"]
 
 
 def save_params(workdir: str, params: Any, model: ModelConfig, tokenizer: "Tokenizer", *, labels: tuple = ()) -> None:
@@ -278,12 +283,13 @@ def save_params(workdir: str, params: Any, model: ModelConfig, tokenizer: "Token
     with _storage(folder), ocp.StandardCheckpointer() as writer:
         writer.save(os.path.join(folder, "params"), params)
     tokenizer.save(os.path.join(partial, "tokenizer"))
-    values = _manifest_values(0, Config(model=model), labels, tokenizer.fingerprint, items)
-    _write_manifest(folder, values)
+    values = manifest_values(0, Config(model=model), labels, tokenizer.fingerprint, items)
+    write_manifest(folder, values)
     os.rename(partial, workdir)
 
 
-def _manifest_values(step: int, config: Config, labels: tuple[str, ...], tokenizer: str, items: Any) -> dict[str, Any]:
+def manifest_values(step: int, config: Config, labels: tuple[str, ...], tokenizer: str, items: Any) -> dict[str, Any]:
+    """What a manifest says of a step, but for its files. `items` is the tree of arrays, or of their shapes."""
     return {
         "format": FORMAT,
         "step": step,

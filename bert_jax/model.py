@@ -3,6 +3,7 @@
 Shapes: B batch, S sequence, L layers, D hidden, N heads, H head_dim, F mlp.
 """
 
+import operator
 from typing import Any
 
 import flax.linen as nn
@@ -13,9 +14,16 @@ from bert_jax.attention import attend, dropout
 from bert_jax.config import ModelConfig
 from bert_jax.sharding import constrain_batch
 
+
+def gelu(x: jax.Array) -> jax.Array:
+    """x Phi(x) (Hendrycks and Gimpel 2016), with erf in float32; `jax.nn.gelu`'s erfc costs a tenth of all on a CPU."""
+    wide = x.astype(jnp.float32)
+    return (wide * (0.5 + 0.5 * jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
+
+
 ACTIVATIONS = {
     "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu": gelu,
     "relu": jax.nn.relu,
 }
 REMAT_POLICIES = {
@@ -138,7 +146,8 @@ class EncoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Token ids to contextual vectors. Parameters: `embeddings/…` and `layers/…`, the latter stacked [L, …].
+    """Token ids to contextual vectors. Parameters: `embeddings/…` and `layers/…`, the latter stacked [L, …], or with
+    `separate` one tree a layer, `layers_0/…` (see `separate_layers`).
 
     Call with int32 [B, S] arrays: `input_ids`, `token_type_ids` (A/B), `position_ids` (restart at each packed
     example) and `segment_ids` (number of the packed example, 0 for padding). Returns [B, S, D], or with `all_layers`
@@ -148,6 +157,7 @@ class Encoder(nn.Module):
     config: ModelConfig
     deterministic: bool = True
     all_layers: bool = False
+    separate: bool = False
 
     @nn.compact
     def __call__(
@@ -155,9 +165,16 @@ class Encoder(nn.Module):
     ) -> jax.Array:
         config = self.config
         x = Embeddings(config, self.deterministic, name="embeddings")(input_ids, token_type_ids, position_ids)
+        first = x = constrain_batch(x)
         layer = EncoderLayer
         if config.remat != "none":
             layer = nn.remat(layer, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
+        if self.separate:
+            states = []
+            for number in range(config.num_layers):
+                x, _ = layer(config, self.deterministic, name=f"layers_{number}")(x, segment_ids)
+                states.append(x)
+            return jnp.stack([first, *states]) if self.all_layers else x
         stack = nn.scan(
             layer,
             variable_axes={"params": 0},
@@ -166,6 +183,14 @@ class Encoder(nn.Module):
             length=config.num_layers,
             unroll=config.scan_unroll or config.num_layers,
         )
-        first = constrain_batch(x)
-        x, states = stack(config, self.deterministic, self.all_layers, name="layers")(first, segment_ids)
+        x, states = stack(config, self.deterministic, self.all_layers, name="layers")(x, segment_ids)
         return jnp.concatenate([first[None], states]) if self.all_layers else x
+
+
+def separate_layers(params: dict[str, Any], num_layers: int) -> dict[str, Any]:
+    """`params` with the stack `layers` taken apart into `layers_0`, …: what prediction runs.
+
+    A slice of the stack is a copy in every call: of 11.2 ms for one sentence with MiniLM-L6 on a CPU it was 8.
+    """
+    layers = {f"layers_{i}": jax.tree.map(operator.itemgetter(i), params["layers"]) for i in range(num_layers)}
+    return {name: tree for name, tree in params.items() if name != "layers"} | layers

@@ -19,6 +19,7 @@ from bert_jax import checkpoint, convert
 from bert_jax.command import load_config
 from bert_jax.config import ModelConfig
 from bert_jax.errors import CheckpointError, ConfigError
+from bert_jax.optimizer import build_optimizer
 from bert_jax.sharding import named_leaves
 from bert_jax.tasks import classify, pretrain
 from bert_jax.train import train
@@ -83,6 +84,24 @@ def test_every_config_goes_out_and_in_again(path):
     load = functools.partial(convert.from_huggingface, shapes=shapes, vocab_size=config.vocab_size, numpy=jnp)
     back = jax.eval_shape(load, tensors)
     assert checkpoint.describe_tree(back) == checkpoint.describe_tree(params)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_goes_into_a_checkpoint_s_description_and_out_again(path, tmp_path):
+    config = load_config(str(path))
+    params = jax.eval_shape(lambda: pretrain.init(config.model, jax.random.key(0)))
+    optimizer = build_optimizer(config.optimizer, 100, config.model.num_layers)
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    items = {"params": params, "train": {"step": step, "opt_state": jax.eval_shape(optimizer.init, params)}}
+    checkpoint.write_manifest(str(tmp_path), checkpoint.manifest_values(7, config, ("a", "b"), "print", items))
+    found = checkpoint.read_manifest(str(tmp_path))
+    assert (found.step, found.config, found.labels, found.tokenizer) == (7, config, ("a", "b"), "print")
+    checkpoint.check_tree(str(tmp_path), found.tree, checkpoint.describe_tree(items))
+    empty = checkpoint.empty_params(found)
+    assert jax.tree.structure(empty) == jax.tree.structure(params)
+    assert checkpoint.describe_tree(empty) == checkpoint.describe_tree(params)
+    shapes = convert.parameter_shapes(found.config.model, {})
+    assert {name: tuple(shape) for name, (shape, _) in checkpoint.describe_tree(empty).items()} == shapes
 
 
 def test_workdir_step_and_model_directory_are_the_same_weights(small_config, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from bert_jax.attention import attend, dropout
 from bert_jax.config import DataConfig, ModelConfig
 from bert_jax.data.masking import Vocabulary, mask_tokens
 from bert_jax.data.packing import row_dtype, unpack_rows
+from bert_jax.model import gelu, separate_layers
 from bert_jax.tasks import encode, pretrain
 
 MODEL = ModelConfig(
@@ -210,6 +212,21 @@ def test_activations_are_told_apart(params, act):
     assert np.isfinite(np.array(hidden)).all()
     if act != "gelu_new":
         assert np.abs(hidden - vectors(MODEL, params, packed)).max() > 1e-5
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_gelu_is_the_erf_form(dtype):
+    x = jnp.linspace(-12, 12, 100_001).astype(dtype)
+    exact = np.array([value * 0.5 * math.erfc(-value / math.sqrt(2)) for value in np.array(x, np.float64)])
+    np.testing.assert_allclose(np.array(gelu(x), np.float64), exact, rtol=float(jnp.finfo(dtype).eps), atol=1e-6)
+
+
+def test_separate_layers_give_what_the_stack_gives(params):
+    packed, _ = packed_and_unpacked()
+    run = jax.jit(functools.partial(encode, MODEL, all_layers=True))
+    separate = separate_layers(params, MODEL.num_layers)
+    assert "layers" not in separate and separate["layers_2"]["mlp"]["wi"]["kernel"].shape == (32, 64)
+    np.testing.assert_allclose(run(separate, packed), run(params, packed), rtol=0, atol=2e-5)
 
 
 def test_first_weights_have_the_configured_spread():

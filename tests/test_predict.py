@@ -121,12 +121,12 @@ def test_batches_hold_each_text_once_in_few_shapes():
         shapes.add((len(numbers), length))
         assert (lengths[numbers[numbers >= 0]] <= length).all()
         seen += numbers[numbers >= 0].tolist()
-    assert sorted(seen) == list(range(3000)) and len(shapes) <= 25
+    assert sorted(seen) == list(range(3000)) and len(shapes) <= 30
     assert [length for _, length in batches(np.array([3, 40]), 40)] == [40]
     assert [(len(numbers), length) for numbers, length in batches(np.array([3]), 40)] == [(1, 8)]
     short = np.random.default_rng(0).integers(5, 40, 2000)
     padded = sum(len(numbers) * length for numbers, length in batches(short, 512))
-    assert short.sum() / padded > 0.85  # little is padding
+    assert short.sum() / padded > 0.9  # little is padding
     assert list(batches(np.zeros(0, int), 512)) == []
 
 

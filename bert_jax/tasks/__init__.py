@@ -19,7 +19,6 @@ Params = dict[str, Any]
 Batch = dict[str, np.ndarray]
 # Metric name -> (sum, count). They add up over micro-batches, devices and batches; the host divides at the end.
 Sums = dict[str, tuple[jax.Array, jax.Array]]
-_BACKBONE = ("embeddings", "layers")
 
 
 class Task(NamedTuple):
@@ -69,9 +68,10 @@ def encode(
     config: ModelConfig, params: Params, batch: Batch, dropout_key: jax.Array | None = None, *, all_layers: bool = False
 ) -> jax.Array:
     """Contextual vectors [B, S, D] of a batch's tokens; no key, no dropout. `all_layers`: [L + 1, B, S, D]."""
-    encoder = Encoder(config, deterministic=dropout_key is None, all_layers=all_layers)
+    separate = "layers" not in params
+    encoder = Encoder(config, deterministic=dropout_key is None, all_layers=all_layers, separate=separate)
     return encoder.apply(
-        {"params": {name: params[name] for name in _BACKBONE}},
+        {"params": {name: tree for name, tree in params.items() if name.startswith(("embeddings", "layers"))}},
         batch["input_ids"],
         batch["token_type_ids"],
         batch["position_ids"],
