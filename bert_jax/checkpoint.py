@@ -25,13 +25,13 @@ import numpy as np
 
 from bert_jax import config as config_lib
 from bert_jax.config import Config, ModelConfig
-from bert_jax.errors import CheckpointError, CommandParser, StorageError, run_command
+from bert_jax.errors import CheckpointError, CommandParser, ConfigError, StorageError, run_command
 
 if TYPE_CHECKING:
     from bert_jax.data.tokenizer_model import Tokenizer
     from bert_jax.train_state import TrainState
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 
 
@@ -73,12 +73,14 @@ def read_manifest(folder: str) -> Manifest:
             values = json.load(file)
         if values["format"] != FORMAT:
             raise CheckpointError(f"{path}: format {values['format']}, this version reads {FORMAT}")
+        if values.pop("sha256", "") != config_lib.fingerprint(values):
+            raise CheckpointError(f"{path}: not what was written (sha256 differs)")
         config = config_lib.from_dict(values["config"])
         known = {**values, "config": config, "labels": tuple(values["labels"])}
         return Manifest(**{name: known[name] for name in Manifest._fields})
     except FileNotFoundError:
         raise CheckpointError(f"{folder}: no {MANIFEST}, so the step was never finished") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
         raise CheckpointError(f"{path}: damaged ({error})") from error
 
 
@@ -109,7 +111,8 @@ def write_manifest(folder: str, values: dict[str, Any]) -> None:
         for name in names
         if name != MANIFEST and (path := os.path.join(folder, name))
     }
-    write_json(os.path.join(folder, MANIFEST), values | {"files": files})
+    values = values | {"files": files}
+    write_json(os.path.join(folder, MANIFEST), values | {"sha256": config_lib.fingerprint(values)})
 
 
 def write_json(path: str, values: Any) -> None:
@@ -171,6 +174,7 @@ class Checkpointer:
         self.wait()
         step = int(state.step)
         items = {"params": state.params, "train": {"step": state.step, "opt_state": state.opt_state}}
+        check_room(self._folder, items)
         with _storage(self._folder):
             self._manager.save(
                 step,
@@ -230,9 +234,19 @@ class Checkpointer:
                 self._manager.close()
 
 
+def check_room(folder: str, tree: Any) -> None:
+    """Raises StorageError when the disk has not the room for the arrays: Orbax would find out halfway, and loudly."""
+    import jax
+
+    wanted, free = sum(leaf.nbytes for leaf in jax.tree.leaves(tree)), shutil.disk_usage(folder).free
+    if free < wanted:
+        raise StorageError(f"{folder}: {wanted:,} bytes to write and {free:,} are free; make room, then resume")
+
+
 @contextlib.contextmanager
 def _storage(folder: str) -> Iterator[None]:
     """Orbax tells of a full disk by ValueError or RuntimeError; this makes it a StorageError."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # it would show the traceback of what is raised here anyway
     try:
         yield
     except (OSError, ValueError, RuntimeError) as error:
@@ -279,13 +293,16 @@ def save_params(workdir: str, params: Any, model: ModelConfig, tokenizer: "Token
     partial = f"{os.path.abspath(workdir)}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     folder = os.path.join(checkpoints_folder(partial), "0")
-    items = {"params": params}
-    with _storage(folder), ocp.StandardCheckpointer() as writer:
-        writer.save(os.path.join(folder, "params"), params)
-    tokenizer.save(os.path.join(partial, "tokenizer"))
-    values = manifest_values(0, Config(model=model), labels, tokenizer.fingerprint, items)
-    write_manifest(folder, values)
-    os.rename(partial, workdir)
+    check_room(os.path.dirname(partial), params)
+    try:
+        with _storage(folder), ocp.StandardCheckpointer() as writer:
+            writer.save(os.path.join(folder, "params"), params)
+        tokenizer.save(os.path.join(partial, "tokenizer"))
+        values = manifest_values(0, Config(model=model), labels, tokenizer.fingerprint, {"params": params})
+        write_manifest(folder, values)
+        os.rename(partial, workdir)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def manifest_values(step: int, config: Config, labels: tuple[str, ...], tokenizer: str, items: Any) -> dict[str, Any]:

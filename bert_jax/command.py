@@ -6,6 +6,7 @@ import importlib.util
 import io
 import itertools
 import os
+import re
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -46,8 +47,10 @@ def load_config(path: str) -> Config:
     try:
         spec.loader.exec_module(module)
         config = module.get_config()
-    except Exception as error:
-        raise ConfigError(f"--config {path}: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        near = config_lib.did_you_mean(unknown[1], _field_names()) if unknown else ""
+        raise ConfigError(f"--config {path}: {type(error).__name__}: {error}{near}") from error
     if not isinstance(config, Config):
         raise ConfigError(f"--config {path}: get_config() must return a bert_jax.config.Config")
     return config
@@ -74,6 +77,13 @@ def parse_command(argv: list[str]) -> Command:
         flag = unknown[0].split("=")[0]
         raise ConfigError(f"unknown option {flag}{config_lib.did_you_mean(flag.replace('_', '-'), known_flags())}")
     return command
+
+
+def _field_names() -> list[str]:
+    """The sections of a configuration, and the fields of each."""
+    sections = dataclasses.fields(Config)
+    names = [entry.name for section in sections for entry in dataclasses.fields(section.default_factory)]
+    return [section.name for section in sections] + names
 
 
 def known_flags() -> list[str]:

@@ -6,6 +6,8 @@ A file in `configs/` returns a `Config` from `get_config()`; the command line ov
 
 import dataclasses
 import difflib
+import hashlib
+import json
 import math
 import os
 import typing
@@ -231,6 +233,11 @@ def to_dict(config: Config) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+def fingerprint(values: Any) -> str:
+    """sha256 of plain values, whatever the order of their keys."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
 def from_dict(values: dict[str, Any], kind: type = Config, prefix: str = "") -> Any:
     """Inverse of `to_dict`. Raises ConfigError on an unknown key, with the nearest known one."""
     hints = typing.get_type_hints(kind)
@@ -292,15 +299,46 @@ _SHARES = (
     *("data.eval_fraction", "optimizer.warmup_fraction", "optimizer.beta1", "optimizer.beta2"),
 )
 _LARGEST_SEED = 2**32 - 1
+LARGEST_COUNT = 2**31 - 1  # steps and ids are int32
+_MOST_DROPOUT = 255 / 256  # dropout is decided by a byte
+_LARGEST_ROW = 2**16 - 1  # rows store lengths in 16 bits
+_KINDS = {int: "a whole number", float: "a finite number", str: "text", bool: "True or False"}
+
+
+def type_faults(config: Config) -> list[str]:
+    """Values that are not of their field's type: files of `configs/` and JSON can hold anything."""
+    found = []
+    for section, keys in to_dict(config).items():
+        hints = typing.get_type_hints(type(getattr(config, section)))
+        for key, value in keys.items():
+            hint = hints[key]
+            if typing.get_origin(hint) is Literal:
+                known = typing.get_args(hint)
+                if value not in known:
+                    near = did_you_mean(str(value).lower(), known)
+                    found.append(f"{section}.{key}: {value!r} is none of {', '.join(known)}{near}")
+            elif not (type(value) is hint or (hint is float and type(value) is int)) or (
+                hint is float and not math.isfinite(value)
+            ):
+                found.append(f"{section}.{key}: {value!r} must be {_KINDS[hint]}")
+    return found
 
 
 def faults(config: Config) -> list[str]:
     """Everything wrong with a configuration that can be told without data and devices: `key: fault, way out`."""
+    if found := type_faults(config):
+        return found
     values = {f"{section}.{key}": value for section, keys in to_dict(config).items() for key, value in keys.items()}
     found = [f"{key}: {values[key]} must be above 0" for key in _ABOVE_ZERO if not values[key] > 0]
     found += [f"{key}: {values[key]} must not be below 0" for key in _NOT_BELOW_ZERO if not values[key] >= 0]
     found += [f"{key}: {values[key]} must be at least 0 and below 1" for key in _SHARES if not 0 <= values[key] < 1]
-    found += [f"{key}: at most {_LARGEST_SEED}" for key in ("data.seed", "train.seed") if values[key] > _LARGEST_SEED]
+    largest = (
+        *((key, _LARGEST_SEED) for key in ("data.seed", "train.seed")),
+        *((key, LARGEST_COUNT) for key in ("train.num_steps", "optimizer.warmup_steps", "model.vocab_size")),
+        *((key, _MOST_DROPOUT) for key in ("model.hidden_dropout", "model.attention_dropout")),
+        ("data.max_seq_len", _LARGEST_ROW),
+    )
+    found += [f"{key}: {values[key]}, but at most {most:.10g}" for key, most in largest if values[key] > most]
     return found + _contradictions(config)
 
 

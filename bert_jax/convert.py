@@ -10,12 +10,12 @@ import math
 import os
 import shutil
 import sys
-from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from bert_jax.config import Config, DataConfig, ModelConfig, faults
-from bert_jax.errors import CheckpointError, CommandParser, ConfigError, run_command
+from bert_jax.errors import CheckpointError, CommandParser, ConfigError, StorageError, run_command
 
 if TYPE_CHECKING:
     from bert_jax.data.tokenizer_model import Tokenizer
@@ -183,6 +183,7 @@ def save_model(
     step: int = 0,
 ) -> None:
     """Writes a model directory, whole or not at all; one of that name is replaced."""
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     from bert_jax.checkpoint import write_json
@@ -193,12 +194,17 @@ def save_model(
     shutil.rmtree(partial, ignore_errors=True)
     os.makedirs(partial)
     tensors = {name: np.ascontiguousarray(value) for name, value in to_huggingface(params, config).items()}
-    save_file(tensors, os.path.join(partial, SAFETENSORS), metadata={"format": "pt"})
     settings = to_settings(config, tuple(params), labels) | {"pad_token_id": tokenizer.pad_id, "bert_jax_step": step}
-    write_json(os.path.join(partial, SETTINGS), settings)
-    tokenizer.save(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
+    try:
+        save_file(tensors, os.path.join(partial, SAFETENSORS), metadata={"format": "pt"})
+        write_json(os.path.join(partial, SETTINGS), settings)
+        tokenizer.save(partial)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
+    except SafetensorError as error:
+        raise StorageError(f"{folder}: the weights cannot be written ({error}); make room") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def to_settings(config: ModelConfig, modules: tuple[str, ...], labels: tuple[str, ...]) -> dict[str, Any]:
@@ -219,15 +225,13 @@ def read_settings(path: str) -> tuple[ModelConfig, dict[str, Any]]:
             settings = dict(json.load(file))
         known = {ours: settings[theirs] for ours, theirs in SETTING_NAMES.items() if theirs in settings}
         known["hidden_act"] = _activation(path, settings)
-        _check_types(known, settings)
+        _check_types(settings)
         config = ModelConfig(**known)
         wrong = faults(Config(model=config, data=DataConfig(path="any", max_seq_len=8)))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: missing, and the weights do not say how the model is built") from None
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: not a configuration ({error})") from error
-    if config.hidden_act not in ("gelu", "gelu_new", "relu"):
-        wrong.append(f"hidden_act {config.hidden_act!r} is none of gelu, gelu_new, relu")
     for key, wanted in (("model_type", "bert"), ("position_embedding_type", "absolute"), ("is_decoder", False)):
         if settings.get(key, wanted) != wanted:
             wrong.append(f"{key} {settings[key]!r} is not supported, only {wanted}")
@@ -236,13 +240,8 @@ def read_settings(path: str) -> tuple[ModelConfig, dict[str, Any]]:
     return config, settings
 
 
-def _check_types(known: dict[str, Any], settings: dict[str, Any]) -> None:
-    """Raises TypeError where JSON holds another type than the field of ModelConfig, or labels are no dictionary."""
-    for name, kind in get_type_hints(ModelConfig).items():
-        wanted = kind if kind in (int, float) else str
-        value = known.get(name, wanted())
-        if type(value) is not wanted and not (wanted is float and type(value) is int):
-            raise TypeError(f"{SETTING_NAMES[name]} is {value!r}, no {wanted.__name__}")
+def _check_types(settings: dict[str, Any]) -> None:
+    """Raises TypeError where the settings that are not ModelConfig's have another type than they should."""
     for key, wanted in (("id2label", dict), ("architectures", list), ("bert_jax_step", int)):
         if not isinstance(settings.get(key) or wanted(), wanted):
             raise TypeError(f"{key} is {settings[key]!r}, no {wanted.__name__}")

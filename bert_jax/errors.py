@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Callable
 
 
@@ -64,25 +65,37 @@ def _with_dashes(word: str) -> str:
 
 
 def run_command(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> None:
-    """Runs `main(argv)` and exits with its code; a known error is one line on stderr (a traceback with `--debug`)."""
+    """Runs `main(argv)` and exits with its code; a known error is one line on stderr, after its traceback with
+    `--debug`."""
     argv = sys.argv[1:] if argv is None else argv
+    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that cannot show a letter is no reason to fail
+    caught, message, code = None, "", 0
     try:
         code = main(argv) or 0
+        sys.stdout.flush()
     except BertJaxError as error:
-        if "--debug" in argv:
-            raise
-        print(f"bert_jax: error: {' '.join(str(error).split())}", file=sys.stderr)
-        code = error.exit_code
-    except BrokenPipeError:  # the reader, `head` say, has enough; what Python flushes at exit goes nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+        caught, message, code = error, str(error), error.exit_code
+    except FloatingPointError as error:  # of jax_debug_nans
+        caught, message, code = error, str(error), NonFiniteLossError.exit_code
+    except BrokenPipeError:  # the reader, `head` say, has enough
+        _drop_output()
     except OSError as error:
-        if "--debug" in argv:
-            raise
-        print(f"bert_jax: error: {error.filename or 'storage'}: {error.strerror or error}", file=sys.stderr)
+        caught, message = error, f"{error.filename or 'storage'}: {error.strerror or error}"
         code = StorageError.exit_code
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _drop_output()
     except KeyboardInterrupt:
         print("bert_jax: interrupted at once; nothing more was saved", file=sys.stderr)
         code = INTERRUPTED
-    sys.stdout.flush()
+    if caught is not None:
+        if "--debug" in argv:
+            traceback.print_exception(caught)
+        print(f"bert_jax: error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)
+
+
+def _drop_output() -> None:
+    """What Python still flushes at exit goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

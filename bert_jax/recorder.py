@@ -11,12 +11,12 @@ def cut_metrics(path: str, step: int) -> None:
     if not os.path.isfile(path):
         return
     kept = []
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb") as file:
         for line in file:
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, TypeError, KeyError):
                 if json.loads(line)["step"] <= step:
                     kept.append(line)
-    with open(f"{path}.partial", "w", encoding="utf-8") as file:
+    with open(f"{path}.partial", "wb") as file:
         file.writelines(kept)
     os.replace(f"{path}.partial", path)
 

@@ -23,6 +23,9 @@ from bert_jax.config import Config
 from bert_jax.errors import INTERRUPTED, PREEMPTED, ConfigError, NonFiniteLossError, StorageError, run_command
 from bert_jax.progress import Progress, say
 
+# What a run makes in its workdir, and makes anew when there is something of that name.
+WRITTEN = ("config.json", "env.json", "metrics.jsonl", "model", "predictions", "results.json", "tb", "tokenizer")
+
 
 def main(argv: list[str]) -> int:
     """Parses, validates, then prints or trains. Returns the exit code."""
@@ -49,7 +52,10 @@ def task_module(config: Config) -> Any:
 def total_steps(config: Config, rows: int) -> int:
     """Optimizer steps of the run, from num_epochs where it is set."""
     if config.train.num_epochs > 0:
-        return max(1, round(config.train.num_epochs * rows / config.train.global_batch_size))
+        steps = config.train.num_epochs * rows / config.train.global_batch_size
+        if steps > config_lib.LARGEST_COUNT:
+            raise ConfigError(f"train.num_epochs: {config.train.num_epochs:g} make {steps:.3g} steps; ask for fewer")
+        return max(1, round(steps))
     return config.train.num_steps
 
 
@@ -64,7 +70,7 @@ def dry_run(config: Config) -> str:
     check_batch(config, mesh)
     if config.train.init_from:
         weights = convert.load_model(config.train.init_from).config
-        config = dataclasses.replace(config, model=config_lib.adopt(config.model, weights))
+        config = config_lib.validate(dataclasses.replace(config, model=config_lib.adopt(config.model, weights)))
     module = task_module(config)
     params = jax.eval_shape(lambda: module.init_params(config, jax.random.key(0)))
     tree_shardings(params, mesh)
@@ -162,6 +168,13 @@ def with_params(state: Any, arrays: dict[str, Any]) -> Any:
     return dataclasses.replace(state, params=unflatten(params))
 
 
+def check_ours(workdir: str) -> None:
+    """Raises ConfigError where a new run would overwrite what no run has made: every run leaves `lock`."""
+    found = set(os.listdir(workdir)) if os.path.isdir(workdir) else set()
+    if not found & {"lock", "checkpoints"} and (lost := sorted(found & set(WRITTEN))):
+        raise ConfigError(f"--workdir {workdir}: its {', '.join(lost)} are no run's and would be lost; take another")
+
+
 def lock(workdir: str) -> Any:
     """Takes the workdir for this process until the returned file is closed. Raises ConfigError when another has it."""
     import fcntl
@@ -251,6 +264,7 @@ def train(config: Config, workdir: str, *, resume: str = "auto", debug: bool = F
 
     if os.path.exists(workdir) and not os.path.isdir(workdir):
         raise StorageError(f"--workdir {workdir}: a file, not a folder")
+    check_ours(workdir)
     jax.config.update("jax_debug_nans", debug)
     mesh = make_mesh(config.mesh)
     check_batch(config, mesh)
@@ -373,9 +387,9 @@ def run(config: Config, workdir: str, mesh: Any, resume: str, began: float) -> i
         settings, saved, step = config.train, start, start
         batches = pipeline.stream(task.train_batch, start, num_steps)
         while step < num_steps and not stop:
-            began = time.perf_counter()
+            waiting = time.perf_counter()
             batch = next(batches)
-            clock.waited += time.perf_counter() - began
+            clock.waited += time.perf_counter() - waiting
             state, metrics = step_function(state, global_batch(batch, mesh))
             if pending is not None:
                 log(finish(pending), step)

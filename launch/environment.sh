@@ -1,4 +1,4 @@
-# Sourced: makes the virtual environment $VENV (default .venv) with $PYTHON (default: the newest python3 there is)
+# Sourced: makes the virtual environment $VENV (default .venv) with $PYTHON (default: python3)
 # and installs this checkout with the extras named in $1, again only when setup.cfg or the extras change.
 PYTHON="${PYTHON:-python3}"
 VENV="${VENV:-.venv}"

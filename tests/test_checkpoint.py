@@ -1,8 +1,10 @@
 """Checkpoints: every flipped bit is noticed, the newest whole step is found, trees and types must agree."""
 
+import contextlib
 import dataclasses
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 from bert_jax import checkpoint
 from bert_jax.checkpoint import Checkpointer, load_params, newest_whole, steps, verify
 from bert_jax.config import MeshConfig
-from bert_jax.errors import CheckpointError
+from bert_jax.errors import CheckpointError, StorageError
 from bert_jax.optimizer import build_optimizer
 from bert_jax.sharding import make_mesh
 from bert_jax.tasks import pretrain
@@ -75,7 +77,7 @@ def test_any_mesh_restores_the_same_bits(copy, parts, shape):
 
 
 def test_a_flipped_bit_anywhere_is_noticed(copy):
-    files = [path for path in (copy / "3").rglob("*") if path.is_file() and path.name != checkpoint.MANIFEST]
+    files = [path for path in (copy / "3").rglob("*") if path.is_file()]
     assert len(files) > 5
     verify(copy / "3")
     for path in files:
@@ -156,6 +158,18 @@ def test_a_manifest_that_is_no_manifest(copy):
     (copy / "3" / checkpoint.MANIFEST).write_text("[1")
     with pytest.raises(CheckpointError, match="damaged"):
         verify(copy / "3")
+
+
+def test_a_disk_without_room_is_told_before_anything_is_written(copy, parts, small_config, monkeypatch):
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+    with jax.set_mesh(mesh_of(1, 1, 1)), contextlib.closing(Checkpointer(str(copy), keep=9)) as manager:
+        state = dataclasses.replace(restore(copy, parts, mesh_of(1, 1, 1)), step=jax.numpy.int32(4))
+        with pytest.raises(StorageError, match="bytes to write and 1,000 are free"):
+            manager.save(state, config=small_config, tokenizer="", labels=())
+    assert not (copy / "4").exists()
+    with pytest.raises(StorageError, match="1,000 are free"):
+        checkpoint.save_params(str(copy.parent / "w"), state.params, small_config.model, None)
+    assert not list(copy.parent.glob("w*"))
 
 
 def test_command_lists_and_verifies(copy, capsys):

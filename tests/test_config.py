@@ -78,10 +78,32 @@ def test_faults_are_listed_at_once():
             "train": TrainConfig(embedding_init="cooccurrence"),
         },
         {"train": TrainConfig(embedding_init="cooccurrence", init_from="w")},
+        {"train": TrainConfig(num_epochs=float("inf"))},
+        {"train": TrainConfig(num_steps=2**31)},
+        {"model": ModelConfig(hidden_dropout=0.999)},
+        {"model": ModelConfig(max_position_embeddings=10**6), "data": DataConfig(path="x", max_seq_len=70_000)},
     ],
 )
 def test_each_fault_is_found(changes):
     assert config_lib.faults(dataclasses.replace(Config(data=DataConfig(path="x")), **changes))
+
+
+def test_values_of_a_wrong_type_or_name_are_faults():
+    config = Config(
+        model=ModelConfig(hidden_size="32", num_layers=2.0, dtype="bf16"),
+        data=DataConfig(path="x", pack=1),
+        optimizer=config_lib.OptimizerConfig(name="LAMB", beta1=float("nan"), clip_norm=1),
+        train=TrainConfig(num_steps=True),
+    )
+    assert config_lib.faults(config) == [
+        "model.hidden_size: '32' must be a whole number",
+        "model.num_layers: 2.0 must be a whole number",
+        "model.dtype: 'bf16' is none of float32, bfloat16 (did you mean bfloat16?)",
+        "data.pack: 1 must be True or False",
+        "optimizer.name: 'LAMB' is none of adamw, lamb (did you mean lamb?)",
+        "optimizer.beta1: nan must be a finite number",
+        "train.num_steps: True must be a whole number",
+    ]
 
 
 def test_more_positions_are_never_gathered_than_a_row_has():

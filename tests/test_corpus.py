@@ -3,10 +3,12 @@
 import gzip
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
 import tracemalloc
+from pathlib import Path
 
 import pytest
 
@@ -125,6 +127,22 @@ def test_resolve_inputs_sorts_and_takes_each_file_once(write, tmp_path):
     )
 
 
+def test_a_file_counts_once_however_it_is_spelt(write, tmp_path, monkeypatch):
+    path = write(PROSE, "a.txt")
+    os.symlink(path, tmp_path / "b.txt")
+    monkeypatch.chdir(tmp_path)
+    assert corpus.resolve_inputs([path, "a.txt", "./a.txt", "b.txt", f"{tmp_path}/../{tmp_path.name}/a.txt"]) == [
+        "./a.txt"
+    ]
+
+
+def test_what_cannot_be_read_twice_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    os.symlink(tmp_path / "absent", tmp_path / "broken.txt")
+    for name in (tmp_path / "pipe", tmp_path):
+        assert_fault(["a pipe, a device or a broken link"], str(name))
+
+
 def test_input_bytes(write):
     path = write(PROSE)
     assert corpus.input_bytes([path]) == len(PROSE)
@@ -181,6 +199,19 @@ def test_tfds_examples_are_documents(tfds_folder, monkeypatch):
 def test_tfds_faults(tfds_folder, monkeypatch, name, field, words):
     monkeypatch.setenv("TFDS_DATA_DIR", tfds_folder)
     assert_fault([name, *words], name, text_field=field)
+
+
+def test_damaged_tfds_files_are_told(tfds_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    shutil.copytree(tfds_folder, tmp_path, dirs_exist_ok=True)
+    before = corpus.tfds_files("tfds:tiny/letters:train")
+    assert len(before) >= 3 and all(file.startswith(str(tmp_path)) for file in before)
+    record = next(file for file in before if "tfrecord" in file)
+    Path(record).write_bytes(b"x" * os.path.getsize(record))
+    assert_fault(["tfds:tiny/letters:train", "damaged"], "tfds:tiny/letters:train")
+    info = next(file for file in before if file.endswith("dataset_info.json"))
+    Path(info).write_text("{")
+    assert_fault(["tfds:tiny/letters:train"], "tfds:tiny/letters:train")
 
 
 # Sentences

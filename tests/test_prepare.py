@@ -245,7 +245,9 @@ def test_faults_of_a_manifest(prepared, tmp_path):
     for text, message in [
         (path.read_text()[:-10], "not readable"),
         (json.dumps({"rows": 1}), "not a manifest of bert_jax"),
-        (json.dumps(manifest | {"format_version": 99}), "format version 99, this program reads 1"),
+        (json.dumps(manifest | {"format_version": 99}), "format version 99, this program reads 2"),
+        (json.dumps(manifest | {"vocab_size": 7}), "not what was written"),
+        (json.dumps({key: value for key, value in manifest.items() if key != "splits"}), "not what was written"),
     ]:
         path.write_text(text)
         with pytest.raises(DataError, match=message):

@@ -4,8 +4,10 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from bert_jax.config import MeshConfig, ModelConfig, OptimizerConfig
 from bert_jax.data import pipeline
@@ -117,6 +119,12 @@ def test_no_step_of_the_compiler_replicates_by_force(small_config, capfd):
     """XLA says "Involuntary full rematerialization" when it cannot follow the shardings."""
     run(small_config, (2, 2, 2), steps=1)
     assert "rematerialization" not in capfd.readouterr().err
+    # It does say so: this resharding cannot be done otherwise.
+    mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    one, other = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("a", None), (None, "b")))
+    place = jax.lax.with_sharding_constraint
+    jax.jit(lambda x: place(jnp.sin(place(x, one)), other))(jnp.ones((32, 16))).block_until_ready()
+    assert "rematerialization" in capfd.readouterr().err
 
 
 def test_the_global_batch_is_split_over_data_and_fsdp(prepared, tokenizer, small_config):

@@ -40,6 +40,7 @@ NASTY = [
     "the\u00a0quick\u2028fox\u3000the\x0bquick\x85cafe",
     "São cartão café cafe\u0301 CAFÉ naïve",
     "ΟΔΟΣ ΣΑΣ, ΑΣ.Σ Σ ΑΣ\u0301 ΑΣ日Α",
+    "ΟΔΟΣ\x01Β ΟΔΟΣ\ufffdΒ A\x01Σ A\x7fΣ ΑΣ\u200bΑ ΑΣ\tΑ σΣ\0ς",
     "İzmir ẞ ŒUVRE ǅ K Å",
     "日本本日 日本the\U0002b820\U0002ceaf\uf900",
     "it's $5~the—«quick»!!! [MASK] [SEP]the [unused1] ##ing",

@@ -1,17 +1,15 @@
 """Raw text named as `data.path` is prepared once into the user's cache, and found there the next time."""
 
 import contextlib
-import hashlib
 import importlib.metadata
-import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from bert_jax.config import DataConfig, cache_folder
+from bert_jax.config import DataConfig, cache_folder, fingerprint
 from bert_jax.data import prepare
-from bert_jax.data.corpus import read_documents, resolve_inputs
+from bert_jax.data.corpus import TFDS, read_documents, resolve_inputs, tfds_files
 from bert_jax.data.tokenizer_model import Tokenizer, load_tokenizer, publish
 from bert_jax.data.tokenizer_training import train_tokenizer
 from bert_jax.errors import ConfigError
@@ -74,13 +72,12 @@ def _fingerprint_inputs(path: str) -> list[Any]:
         if item == "builtin":
             versions = {(dist.name, dist.version) for dist in importlib.metadata.distributions()}
             found.append([item, sys.version, sorted(versions)])
-        elif os.path.isfile(item):
-            status = os.stat(item)
-            found.append([os.path.abspath(item), status.st_size, status.st_mtime_ns])
-        else:
-            found.append(item)
+            continue
+        for file in tfds_files(item) if item.startswith(TFDS) else [item]:
+            status = os.stat(file)
+            found.append([item, os.path.realpath(file), status.st_size, status.st_mtime_ns])
     return found
 
 
 def _key(values: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+    return fingerprint(values)[:16]

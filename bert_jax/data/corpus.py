@@ -15,7 +15,7 @@ import re
 import statistics
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from bert_jax.data.builtin import builtin_texts
 from bert_jax.errors import ConfigError, DataError
@@ -93,22 +93,28 @@ def split_sentences(document: Document, language: str = "en") -> list[str]:
 def input_bytes(inputs: Sequence[str]) -> int | None:
     """Bytes that reading will pass over, for progress; None where that is not known (.gz, TFDS, builtin)."""
     names = resolve_inputs(inputs)
-    if any(name == BUILTIN or name.startswith(TFDS) or name.endswith(".gz") for name in names):
+    if any(_is_no_file(name) or name.endswith(".gz") for name in names):
         return None
     return sum(os.path.getsize(name) for name in names)
 
 
 def resolve_inputs(inputs: Sequence[str]) -> list[str]:
-    """Sorted file paths, `tfds:` names and `builtin` that the inputs stand for, each once.
+    """Sorted file paths, `tfds:` names and `builtin` that the inputs stand for, each once, however it is spelt.
 
     Raises:
-      DataError: a missing file, a glob without a match, a folder without text files.
+      DataError: a missing file, a glob without a match, a folder without text files, a pipe.
     """
-    return sorted({name for pattern in inputs for name in _expand(pattern)})
+    names = {name for pattern in inputs for name in _expand(pattern)}
+    places = {name if _is_no_file(name) else os.path.realpath(name): name for name in sorted(names, reverse=True)}
+    return sorted(places.values())
+
+
+def _is_no_file(name: str) -> bool:
+    return name == BUILTIN or name.startswith(TFDS)
 
 
 def _expand(pattern: str) -> list[str]:
-    if pattern == BUILTIN or pattern.startswith(TFDS):
+    if _is_no_file(pattern):
         return [pattern]
     path = os.path.expanduser(pattern)
     matches = [path] if os.path.exists(path) else glob.glob(path, recursive=True)
@@ -120,6 +126,8 @@ def _expand(pattern: str) -> list[str]:
     files = [file for match in matches for file in (_folder_files(match) if os.path.isdir(match) else [match])]
     if not files:
         raise DataError(f"{pattern}: no text files ({' '.join(_TEXT_ENDINGS)}) in it; name others with a glob")
+    if odd := [file for file in files if not os.path.isfile(file)]:  # text is read more than once
+        raise DataError(f"{odd[0]}: a pipe, a device or a broken link; put the text into a file")
     return files
 
 
@@ -295,19 +303,11 @@ def _json_text(line: str, place: str, text_field: str) -> str:
 
 
 def _tfds_texts(name: str, text_field: str) -> Iterator[str]:
-    match = re.fullmatch(r"tfds:(.+?(?::\d+\.\d+\.\d+)?):(.+)", name)
-    if not match:
-        raise DataError(f"{name}: write {TFDS}NAME:SPLIT or {TFDS}NAME/CONFIG:SPLIT, such as {TFDS}glue/sst2:train")
+    dataset, split = _tfds_name(name)
+    builder = _tfds_builder(name, dataset)
+    import tensorflow as tf
     import tensorflow_datasets as tfds  # here, because it takes seconds and only these inputs need it
 
-    dataset, split = match.groups()
-    way_out = f"make it first with: tfds build {dataset}, or set TFDS_DATA_DIR to the folder it is in"
-    try:
-        builder = tfds.builder(dataset, data_dir=os.environ.get("TFDS_DATA_DIR"))
-    except (tfds.core.DatasetNotFoundError, ValueError) as error:
-        raise DataError(f"{name}: {_first_line(error)}; {way_out}") from error
-    if not builder.data_path.exists():
-        raise DataError(f"{name}: not in {builder.data_path}; {way_out}")
     features = dict(builder.info.features)
     if not isinstance(features.get(text_field), tfds.features.Text):
         raise DataError(f"{name}: no text in {text_field!r}; choose with --text-field among: {', '.join(features)}")
@@ -315,7 +315,39 @@ def _tfds_texts(name: str, text_field: str) -> Iterator[str]:
         examples = builder.as_dataset(split=split, decoders=tfds.decode.PartialDecoding({text_field: True}))
     except ValueError as error:
         raise DataError(f"{name}: {_first_line(error)}; its splits: {', '.join(builder.info.splits)}") from error
-    return (example[text_field].decode("utf-8", "replace") for example in tfds.as_numpy(examples))
+    try:
+        for example in tfds.as_numpy(examples):
+            yield example[text_field].decode("utf-8", "replace")
+    except tf.errors.OpError as error:
+        raise DataError(f"{name}: {_first_line(error)}; its files are damaged, make it again") from error
+
+
+def _tfds_builder(name: str, dataset: str) -> Any:
+    import tensorflow_datasets as tfds
+
+    way_out = f"make it first with: tfds build {dataset}, or set TFDS_DATA_DIR to the folder it is in"
+    try:
+        builder = tfds.builder(dataset, data_dir=os.environ.get("TFDS_DATA_DIR"))
+    except Exception as error:  # not found, or a description that protobuf cannot parse
+        raise DataError(f"{name}: {_first_line(error)}; {way_out}") from error
+    if not builder.data_path.exists():
+        raise DataError(f"{name}: not in {builder.data_path}; {way_out}")
+    return builder
+
+
+def tfds_files(name: str) -> list[str]:
+    """The files of a TFDS data set."""
+    dataset = _tfds_name(name)[0]
+    folder = os.fspath(_tfds_builder(name, dataset).data_path)
+    return sorted(os.path.join(folder, file) for file in os.listdir(folder))
+
+
+def _tfds_name(name: str) -> tuple[str, str]:
+    """NAME/CONFIG and SPLIT."""
+    match = re.fullmatch(r"tfds:(.+?(?::\d+\.\d+\.\d+)?):(.+)", name)
+    if not match:
+        raise DataError(f"{name}: write {TFDS}NAME:SPLIT or {TFDS}NAME/CONFIG:SPLIT, such as {TFDS}glue/sst2:train")
+    return match.groups()
 
 
 def _first_line(error: Exception) -> str:

@@ -88,7 +88,7 @@ class PreparedRows(NamedTuple):
                 # A list of numbers goes through the reader's threads: 5 to 23 us a row instead of 2.
                 records = [read(row, row + 1)[0] for row in (numbers[here] - self.starts[index]).tolist()]
                 rows[here] = np.frombuffer(b"".join(records), self.dtype)
-            except (RuntimeError, ValueError) as error:
+            except (RuntimeError, ValueError, IndexError) as error:
                 raise DataError(f"{self.paths[index]}: cannot be read ({error}); prepare the text again") from error
         return rows
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from bert_jax.config import fingerprint
 from bert_jax.data.wordpiece import as_google, bert_rules, has_upper_case, read_vocabulary, wordpiece_engine
 from bert_jax.errors import DataError
 
@@ -86,7 +87,7 @@ class Tokenizer:
         """sha256 of what decides the output: vocabulary, rules, switches, special names; not of where it was read."""
         switches = [self._spec.lowercase, self._spec.strip_accents]
         parts = [self._backend.rules, self._pieces, self.names, self.special_ids, switches]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return fingerprint(parts)
 
     @functools.cached_property
     def continuation(self) -> "np.ndarray":
@@ -217,7 +218,7 @@ class _HuggingFace:
         return self._aware.decode(ids, skip_special_tokens=False)
 
     def save(self, folder: Path) -> str:
-        self._aware.save(str(folder / _JSON))
+        (folder / _JSON).write_text(self._aware.to_str(pretty=True), encoding="utf-8")  # its own tells no OSError
         if self._kind != "WordPiece":
             return "PreTrainedTokenizerFast"
         (folder / _VOCAB).write_bytes("".join(f"{piece}\n" for piece in self.pieces).encode())
@@ -368,7 +369,7 @@ def load_tokenizer(
     settings = _parse(beside.read_bytes(), beside) if beside.is_file() else {}
     switches = lowercase, strip_accents
     if file.suffix == ".model":
-        spec = Spec(payload, True, _names(settings), *_config_switches(settings, switches), str(file))
+        spec = Spec(payload, True, _names(settings), *_config_switches(settings, switches, str(file)), str(file))
     elif file.suffix == ".json":
         spec = _json_spec(_parse(payload, file), settings, switches, str(file))
     else:
@@ -398,7 +399,7 @@ def _read(file: Path) -> bytes:
 def _parse(payload: bytes, file: Path) -> dict[str, Any]:
     try:
         data = json.loads(payload)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{file}: not valid JSON ({error}); fetch it again") from error
     if not isinstance(data, dict):
         raise DataError(f"{file}: holds no JSON object; fetch it again")
@@ -412,7 +413,7 @@ def _names(settings: dict[str, Any]) -> dict[str, str]:
 
 
 def _vocab_spec(pieces: list[str], settings: dict[str, Any], switches: tuple, source: str) -> Spec:
-    lowercase, strip_accents = _config_switches(settings, switches)
+    lowercase, strip_accents = _config_switches(settings, switches, source)
     if lowercase is None or strip_accents is None:
         cased = has_upper_case(pieces)
         lowercase, strip_accents = (not cased if switch is None else switch for switch in (lowercase, strip_accents))
@@ -428,8 +429,11 @@ def _vocab_spec(pieces: list[str], settings: dict[str, Any], switches: tuple, so
     return Spec(finished_json(engine, names.values()), False, names, lowercase, strip_accents, source)
 
 
-def _config_switches(settings: dict[str, Any], switches: tuple) -> tuple[bool | None, bool | None]:
+def _config_switches(settings: dict[str, Any], switches: tuple, source: str) -> tuple[bool | None, bool | None]:
     """Arguments before settings; in published settings, accents follow the case where they are not mentioned."""
+    for key in ("do_lower_case", "strip_accents", "keep_accents", "tokenize_chinese_chars"):
+        if not isinstance(settings.get(key), bool | None):
+            raise DataError(f"{source}: {key} in its {_CONFIG} is {settings[key]!r}; write true or false")
     lowercase, strip_accents = switches
     cased = settings.get("do_lower_case")
     accents = settings.get("strip_accents")
@@ -443,7 +447,7 @@ def _json_spec(data: dict[str, Any], settings: dict[str, Any], switches: tuple, 
     data = {"normalizer": None, "pre_tokenizer": None, "added_tokens": [], **data}
     try:
         if _bert_step(data):  # other normalizers speak for themselves
-            switches = _config_switches(settings, switches)
+            switches = _config_switches(settings, switches, source)
         found = _set_switches(data, *switches)
         spec = Spec(json.dumps(data).encode(), False, _names(settings), *found, source)
         return spec._replace(payload=_parse_json(spec).to_str().encode())

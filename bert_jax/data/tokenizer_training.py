@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from bert_jax.config import LARGEST_COUNT
 from bert_jax.data.tokenizer_model import (
     ACCENT_STEPS,
     KINDS,
@@ -41,6 +42,8 @@ def train_tokenizer(
     if kind not in KINDS:
         raise ConfigError(f"kind: {kind!r} is not one of {', '.join(KINDS)}")
     smallest = 256 + len(SPECIAL) if kind == "bpe" else 2 * len(SPECIAL)
+    if vocab_size > LARGEST_COUNT:
+        raise ConfigError(f"vocab_size: {vocab_size}, but at most {LARGEST_COUNT}")
     if vocab_size < smallest:
         raise ConfigError(f"vocab_size: {vocab_size} is too small; {kind} needs {smallest} or more")
     trainers = dict(zip(KINDS, (_train_wordpiece, _train_bpe, _train_unigram, _train_sentencepiece), strict=True))

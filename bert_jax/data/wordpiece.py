@@ -72,11 +72,16 @@ def as_google(rules: dict[str, Any], text: str) -> str:
     if text.isascii():
         return text
     if rules["lowercase"] and "Σ" in text:  # its lower case depends on its place in the word
-        lowered = (char for char in text.lower() if char in "σς")
+        lowered = (char for char in "".join(filter(_is_kept, text)).lower() if char in "σς")
         text = _SIGMA.sub(lambda _: next(lowered), text)
     if not _DOUBTFUL.search(text):
         return text
     return text.translate(_stand_ins(rules["strip_accents"], rules["handle_chinese_chars"]))
+
+
+def _is_kept(char: str) -> bool:
+    """Whether Google's cleaning, which comes before its lower-casing, leaves a character in."""
+    return char in "\t\n\r" or not (char == "\ufffd" or unicodedata.category(char) in ("Cc", "Cf"))
 
 
 class _StandIns(dict):
@@ -100,7 +105,7 @@ class _StandIns(dict):
     def _treatment_by_google(self, char: str) -> str | None:
         """What Google's rules do with it, as the character that stands for it; None where the engine's do the same."""
         category = unicodedata.category(char)
-        if char == "\ufffd" or category in ("Cc", "Cf") or (self._strip_accents and category == "Mn"):
+        if not _is_kept(char) or (self._strip_accents and category == "Mn"):
             return _DROPPED
         if category[0] == "Z" or (self._strip_accents and unicodedata.decomposition(char)[:1] not in ("", "<")):
             return None

@@ -74,8 +74,8 @@ def read_table(path: str) -> Iterator[tuple[int, dict[str, str | None]]]:
 def _json_row(path: str, line: int, text: str) -> dict[str, str | None]:
     try:
         row = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}: line {line}: not JSON ({error.msg})") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: line {line}: not JSON ({error})") from error
     if not isinstance(row, dict):
         raise DataError(f"{path}: line {line}: a JSON object is wanted, like {{'text': …, 'label': …}}")
     return {key: str(value) if isinstance(value, str | int | float) else None for key, value in row.items()}
@@ -177,10 +177,11 @@ def write_predictions(labels: tuple[str, ...], folder: str, name: str, found: di
     os.makedirs(folder, exist_ok=True)
     scores = found["logits"] - found["logits"].max(-1, keepdims=True)
     probabilities = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
-    with open(os.path.join(folder, f"{name}.tsv"), "w", encoding="utf-8") as file:
-        file.write("index\tprediction\tprobability\tlabel\n")
+    with open(os.path.join(folder, f"{name}.tsv"), "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
+        writer.writerow(["index", "prediction", "probability", "label"])
         for index, (row, true) in enumerate(zip(probabilities, found["labels"], strict=True)):
-            file.write(f"{index}\t{labels[row.argmax()]}\t{row.max():.6f}\t{labels[true]}\n")
+            writer.writerow([index, labels[row.argmax()], f"{row.max():.6f}", labels[true]])
 
 
 def training_examples(task: TaskConfig, seed: int) -> list[Example]:
@@ -188,7 +189,10 @@ def training_examples(task: TaskConfig, seed: int) -> list[Example]:
     examples, count = read_examples(task.train, task), task.max_train_examples
     if not 0 < count < len(examples):
         return examples
-    return [examples[i] for i in np.sort(np.random.default_rng(seed).permutation(len(examples))[:count])]
+    drawn = [examples[i] for i in np.sort(np.random.default_rng(seed).permutation(len(examples))[:count])]
+    if len({example.label for example in drawn}) < 2:
+        raise ConfigError(f"task.max_train_examples: {count} of {task.train} are all of one label; take more")
+    return drawn
 
 
 def init_params(config: Config, key: jax.Array) -> Params:

@@ -13,9 +13,11 @@ from bert_jax.data.corpus import resolve_inputs
 from bert_jax.data.tokenizer_model import load_tokenizer
 from bert_jax.errors import ConfigError
 from bert_jax.heads import ClassifierHead, MlmHead, Pooler
+from bert_jax.progress import say
 from bert_jax.tasks import Batch, Params, Sums, Task, choose_tokenizer, encode, gather, init_encoder, loss_and_accuracy
 
 LOSSES = ("masked_lm_loss", "next_sentence_loss")
+SETTLED = ("pack", "short_seq_prob", "dupe_factor", "eval_fraction")  # of DataConfig: once rows are prepared
 
 
 def init(config: ModelConfig, key: jax.Array) -> Params:
@@ -73,7 +75,9 @@ def known_rows(config: Config) -> int | None:
     if not cache.is_prepared(config.data.path):
         resolve_inputs([config.data.path])
         return None
-    return prepare.load_manifest(config.data.path)["splits"]["train"]["rows"]
+    manifest = prepare.load_manifest(config.data.path)
+    check_fit(config, config.data.path, manifest)
+    return manifest["splits"]["train"]["rows"]
 
 
 def complete(config: Config, tokenizer: str) -> Config:
@@ -84,17 +88,21 @@ def complete(config: Config, tokenizer: str) -> Config:
     data = dataclasses.replace(config.data, tokenizer=choose_tokenizer(config.data.tokenizer, tokenizer))
     trained = not data.tokenizer and not cache.is_prepared(data.path)
     folder = cache.prepared_folder(data, config.model.vocab_size)
-    model = config.model
+    manifest, model = prepare.load_manifest(folder), config.model
     if trained:
-        model = dataclasses.replace(model, vocab_size=prepare.load_manifest(folder)["vocab_size"])
-    return dataclasses.replace(config, model=model, data=dataclasses.replace(data, path=folder))
+        model = dataclasses.replace(model, vocab_size=manifest["vocab_size"])
+    config = dataclasses.replace(config, model=model, data=dataclasses.replace(data, path=folder))
+    check_fit(config, folder, manifest)
+    settled = {name: manifest["settings"][name] for name in SETTLED}
+    if other := [f"{name} {settled[name]}" for name in SETTLED if settled[name] != getattr(data, name)]:
+        say(f"note: {folder} was prepared with {', '.join(other)}, which this run cannot change")
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **settled))
 
 
 def build(config: Config) -> Task:
     """Opens the prepared rows and binds the functions above to them."""
     data, train, folder = config.data, config.train, config.data.path
     manifest = prepare.load_manifest(folder)
-    check_fit(config, folder, manifest)
     tokenizer = load_tokenizer(f"{folder}/tokenizer")
     rows = pipeline.open_rows(folder, manifest, "train")
     held_out = pipeline.open_rows(folder, manifest, "eval")
