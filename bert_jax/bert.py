@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bert_jax.config import cache_folder
+from bert_jax.config import VOCAB_MULTIPLE, cache_folder
 from bert_jax.convert import Model, load_model
 from bert_jax.data.features import Features, collate, featurize
 from bert_jax.data.tokenizer_model import Tokenizer, load_tokenizer
@@ -24,7 +24,7 @@ from bert_jax.progress import say
 from bert_jax.tasks import Batch, Params, classify, embed, encode, gather, ner, pretrain, squad
 
 Text = str | tuple[str, str]
-CHUNK = 2048  # texts in memory at a time
+CHUNK, CHUNK_CHARS = 2048, 4_000_000  # texts in memory at a time, and their characters
 LENGTHS = (*range(8, 32, 2), *range(32, 64, 8), *range(64, 128, 16), *range(128, 513, 64))  # of batches
 TOKENS = 1024  # of a full batch; more at once is no faster on a CPU
 AHEAD = 2  # batches under way
@@ -36,12 +36,17 @@ class Bert:
 
     def __init__(self, model: Model):
         self.params: Params = jax.tree.map(jnp.asarray, separate_layers(model.params, model.config.num_layers))
-        self.config, self.labels = model.config, model.labels
+        self.config, self.labels, self.problem = model.config, model.labels, model.problem
         self.tokenizer: Tokenizer = load_tokenizer(model.tokenizer)
         if self.tokenizer.vocab_size > self.config.vocab_size:  # JAX would clamp such ids without a word
             raise DataError(
                 f"{model.tokenizer}: the tokenizer has {self.tokenizer.vocab_size} pieces, the model only "
                 f"{self.config.vocab_size}; they do not belong together"
+            )
+        if self.config.vocab_size - self.tokenizer.vocab_size >= VOCAB_MULTIPLE:  # more than padding
+            say(
+                f"note: {model.tokenizer} has {self.tokenizer.vocab_size:,} pieces and the model rows for "
+                f"{self.config.vocab_size:,}; do they belong together?"
             )
         self._jit = functools.cache(lambda function, **settings: jax.jit(functools.partial(function, **settings)))
 
@@ -50,28 +55,41 @@ class Bert:
     def fill_mask(self, text: str, top: int = 5) -> list[list[dict[str, Any]]]:
         """For each [MASK] of `text`, its `top` pieces: {"token", "id", "probability", "text"}, best first.
 
-        Raises DataError when there is no [MASK], ConfigError when the model has no MLM head.
+        The other masks stay in "text". Of a text that is longer than the model reads, it sees what stands around each
+        mask. Raises DataError when there is no [MASK], ConfigError when the model has no MLM head.
         """
         self._need("mlm_head", "fill-mask", "a pre-trained model")
-        encoding = self.tokenizer.encode(text)
-        if len(encoding.ids) > self.config.max_position_embeddings:
-            raise DataError(f"text: {len(encoding.ids)} pieces, the model reads {self.config.max_position_embeddings}")
-        ids = np.array(encoding.ids, np.int32)
+        ids = np.array(self.tokenizer.encode(text).ids, np.int32)
         places = np.flatnonzero(ids == self.tokenizer.mask_id)
         if not len(places):
             raise DataError(f"text: no {self.tokenizer.id_to_token(self.tokenizer.mask_id)} in {text!r}")
-        features = Features([ids], [np.zeros_like(ids)])
-        length = _padded(len(ids), self.config.max_position_embeddings)
+        longest = self.config.max_position_embeddings
+        if len(ids) <= longest:
+            return self._fill(ids, ids, places, places, top)
+        say(f"note: the text has {len(ids):,} pieces, the model reads {longest}: those around each mask")
+        found = []
+        for place in places:
+            first = min(max(1, place - (longest - 2) // 2), len(ids) - 1 - (longest - 2))
+            shown = np.concatenate([ids[:1], ids[first : first + longest - 2], ids[-1:]])
+            found += self._fill(ids, shown, np.array([place]), np.array([place - first + 1]), top)
+        return found
+
+    def _fill(
+        self, ids: np.ndarray, shown: np.ndarray, places: np.ndarray, shown_places: np.ndarray, top: int
+    ) -> list[list[dict[str, Any]]]:
+        """What fills `places` of `ids` when the model reads `shown`, where they are at `shown_places`."""
+        features = Features([shown], [np.zeros_like(shown)])
+        length = _padded(len(shown), self.config.max_position_embeddings)
         batch = collate(features, np.array([0]), self.tokenizer.pad_id, length)
         padded = np.zeros((1, -(-len(places) // FILL_WIDTH) * FILL_WIDTH), np.int32)
-        padded[0, : len(places)] = places
+        padded[0, : len(places)] = shown_places
         fill = self._jit(_fill, config=self.config)
         probabilities = np.asarray(fill(params=self.params, batch=batch, places=padded))[0]
         return [self._best(row, ids, place, top) for row, place in zip(probabilities, places, strict=False)]
 
     def _best(self, probabilities: np.ndarray, ids: np.ndarray, place: int, top: int) -> list[dict[str, Any]]:
         found = []
-        for piece in np.argsort(-probabilities[: self.config.vocab_size])[:top].tolist():
+        for piece in np.argsort(-probabilities[: self.tokenizer.vocab_size])[:top].tolist():
             filled = ids.copy()
             filled[place] = piece
             found.append(
@@ -79,7 +97,7 @@ class Bert:
                     "token": self.tokenizer.id_to_token(piece),
                     "id": piece,
                     "probability": float(probabilities[piece]),
-                    "text": self.tokenizer.decode(filled.tolist()),
+                    "text": self.tokenizer.decode(filled.tolist(), shown=[self.tokenizer.mask_id]),
                 }
             )
         return found
@@ -87,22 +105,26 @@ class Bert:
     # Texts and pairs
 
     def classify(self, texts: Iterable[Text]) -> list[dict[str, Any]]:
-        """One {"label", "probability", "probabilities"} a text or (text, pair), in their order."""
+        """One dictionary a text or (text, pair), in their order.
+
+        {"label", "probability", "probabilities"}; of a model with several labels a text {"labels", "probabilities"},
+        those above one half; of a regression {"score"}, or {"scores"} where there are several.
+        """
         return list(self.classify_stream(texts))
 
     def classify_stream(self, texts: Iterable[Text]) -> Iterator[dict[str, Any]]:
         """`classify` in bounded memory: reads `texts` as results are taken."""
         self._need("classifier", "classify", "a model that was fine-tuned with labels")
-        yield from map(self._labelled, self._stream(classify.probabilities, texts))
+        yield from map(self._labelled, self._stream(classify.predictions, texts, problem=self.problem))
 
-    def _labelled(self, probabilities: np.ndarray) -> dict[str, Any]:
-        values = [round(float(value), 6) for value in probabilities]
-        best = int(probabilities.argmax())
-        return {
-            "label": self.labels[best],
-            "probability": values[best],
-            "probabilities": dict(zip(self.labels, values, strict=True)),
-        }
+    def _labelled(self, row: np.ndarray) -> dict[str, Any]:
+        values = dict(zip(self.labels, (round(float(value), 6) for value in row), strict=True))
+        if self.problem == "regression":
+            return {"score": values[self.labels[0]]} if len(values) == 1 else {"scores": values}
+        if self.problem == "multi_label_classification":
+            return {"labels": [name for name, value in values.items() if value > 0.5], "probabilities": values}
+        best = self.labels[int(row.argmax())]
+        return {"label": best, "probability": values[best], "probabilities": values}
 
     def embed(self, texts: Iterable[Text], pooling: str = "mean", layers: Iterable[int] | str = ()) -> np.ndarray:
         """Vectors of texts, as `tasks.embed.vectors` describes them: float32 [T, D], [T, 4 D] or [T, layers, D].
@@ -142,7 +164,7 @@ class Bert:
 
     def similarity_stream(self, pairs: Iterable[tuple[str, str]]) -> Iterator[float]:
         """`similarity` in bounded memory."""
-        vectors = self.embed_stream(itertools.chain.from_iterable(pairs))
+        vectors = self.embed_stream(itertools.chain.from_iterable(map(_two_texts, pairs)))
         for first, second in zip(vectors, vectors, strict=True):
             yield float(embed.cosine(first, second))
 
@@ -156,10 +178,11 @@ class Bert:
         """`tag` of many texts, in bounded memory."""
         self._need("tagger", "tag", "a model that was fine-tuned for words")
         longest, cut, windowed = self.config.max_position_embeddings, 0, 0
-        for chunk in _chunks(_several(texts), CHUNK):
-            places = [[match.span() for match in ner.WORD.finditer(text)] for text in chunk]
+        for chunk in _chunks(_several(texts)):
+            split = [ner.split_words(text, self.tokenizer) for text in chunk]
+            places = [[word.span for word in mine] for mine in split]
             words = [[text[slice(*place)] for place in mine] for text, mine in zip(chunk, places, strict=True)]
-            shown = ner.featurize(words, self.tokenizer, longest)
+            shown = ner.featurize([[word.ids for word in mine] for mine in split], self.tokenizer, longest)
             cut, windowed = cut + shown.features.cut, windowed + sum(len(mine) > 1 for mine in shown.of_sentence)
             scores = ner.decode(shown, self._run(ner.logits, shown.features))
             for text, mine, spans, rows in zip(chunk, words, places, scores, strict=True):
@@ -190,7 +213,7 @@ class Bert:
         """`answer` to many (question, context), in bounded memory."""
         self._need("span_head", "answer", "a model that was fine-tuned on questions")
         longest, cut, windowed = self.config.max_position_embeddings, 0, 0
-        for chunk in _chunks(questions, CHUNK):
+        for chunk in _chunks(questions):
             asked, contexts = map(list, zip(*chunk, strict=True))
             shown = squad.featurize(asked, contexts, self.tokenizer, longest)
             cut, windowed = cut + shown.features.cut, windowed + sum(len(mine) > 1 for mine in shown.of_question)
@@ -210,7 +233,7 @@ class Bert:
     def _stream(self, function: Callable, texts: Iterable[Text], **settings: Any) -> Iterator[np.ndarray]:
         """`function`'s row for each text or pair."""
         longest, cut = self.config.max_position_embeddings, 0
-        for chunk in _chunks(_several(texts), CHUNK):
+        for chunk in _chunks(_several(texts)):
             firsts, pairs = zip(*map(_pair, chunk), strict=True)
             features = featurize(firsts, pairs, self.tokenizer, longest)
             cut += features.cut
@@ -279,9 +302,23 @@ def _several(texts: Iterable[Any]) -> Iterable[Any]:
     return texts
 
 
-def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    items = iter(items)
-    while chunk := list(itertools.islice(items, size)):
+def _two_texts(pair: tuple[str, str]) -> tuple[str, str]:
+    if isinstance(pair, str) or len(pair) != 2:  # the letters of a text would be taken for texts
+        raise ConfigError(f"pairs: give pairs of texts, not {pair!r}")
+    return pair
+
+
+def _chunks(items: Iterable[Text]) -> Iterator[list[Any]]:
+    """Lists of at most CHUNK items that hold CHUNK_CHARS characters, or one item that holds more."""
+    chunk, size = [], 0
+    for item in items:
+        length = len(item) if isinstance(item, str) else sum(map(len, filter(None, item)))
+        if chunk and (len(chunk) >= CHUNK or size + length > CHUNK_CHARS):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(item)
+        size += length
+    if chunk:
         yield chunk
 
 

@@ -10,6 +10,7 @@ without one was never finished.
 """
 
 import contextlib
+import glob
 import hashlib
 import json
 import logging
@@ -41,6 +42,7 @@ class Manifest(NamedTuple):
     step: int
     config: Config
     labels: tuple[str, ...]
+    problem: str  # what a classifier's scores mean: one of convert.PROBLEMS
     tokenizer: str  # its fingerprint
     tree: dict[str, list]
     files: dict[str, dict]
@@ -166,7 +168,15 @@ class Checkpointer:
         self._finisher: threading.Thread | None = None
         self._failure: BaseException | None = None
 
-    def save(self, state: "TrainState", *, config: Config, tokenizer: str, labels: tuple[str, ...] = ()) -> None:
+    def save(
+        self,
+        state: "TrainState",
+        *,
+        config: Config,
+        tokenizer: str,
+        labels: tuple[str, ...] = (),
+        problem: str = "single_label_classification",
+    ) -> None:
         """Copies the state off the devices, then writes it while training goes on. `tokenizer` is its fingerprint.
 
         Raises StorageError, here or at the next `wait`, where the disk refuses.
@@ -180,7 +190,7 @@ class Checkpointer:
                 step,
                 args=self._args.Composite(**{name: self._args.StandardSave(item) for name, item in items.items()}),
             )
-        values = manifest_values(step, config, labels, tokenizer, items)
+        values = manifest_values(step, config, labels, problem, tokenizer, items)
         self._finisher = threading.Thread(target=self._finish, args=(step, values))
         self._finisher.start()
 
@@ -286,32 +296,51 @@ def empty_params(manifest: Manifest) -> dict[str, Any]:
     return unflatten({name: np.empty(shape, dtype) for name, (shape, dtype) in manifest.tree.items()})["params"]
 
 
-def save_params(workdir: str, params: Any, model: ModelConfig, tokenizer: "Tokenizer", *, labels: tuple = ()) -> None:
+def partial_folder(folder: str) -> str:
+    """Where a folder is made that gets its name when it is whole; what dead runs left there goes."""
+    place, name = os.path.split(os.path.abspath(folder))
+    for left in glob.glob(f"{glob.escape(place)}/.{glob.escape(name)}.*.partial"):
+        shutil.rmtree(left, ignore_errors=True)
+    return os.path.join(place, f".{name}.{os.getpid()}.partial")
+
+
+def save_params(
+    workdir: str,
+    params: Any,
+    model: ModelConfig,
+    tokenizer: "Tokenizer",
+    *,
+    labels: tuple[str, ...] = (),
+    problem: str = "single_label_classification",
+) -> None:
     """Writes a workdir that holds weights alone, as its step 0, whole or not at all: to predict or to start from."""
     import orbax.checkpoint as ocp
 
-    partial = f"{os.path.abspath(workdir)}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = partial_folder(workdir)
     folder = os.path.join(checkpoints_folder(partial), "0")
     check_room(os.path.dirname(partial), params)
     try:
         with _storage(folder), ocp.StandardCheckpointer() as writer:
             writer.save(os.path.join(folder, "params"), params)
         tokenizer.save(os.path.join(partial, "tokenizer"))
-        values = manifest_values(0, Config(model=model), labels, tokenizer.fingerprint, {"params": params})
+        config, items = Config(model=model), {"params": params}
+        values = manifest_values(0, config, labels, problem, tokenizer.fingerprint, items)
         write_manifest(folder, values)
         os.rename(partial, workdir)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def manifest_values(step: int, config: Config, labels: tuple[str, ...], tokenizer: str, items: Any) -> dict[str, Any]:
+def manifest_values(
+    step: int, config: Config, labels: tuple[str, ...], problem: str, tokenizer: str, items: Any
+) -> dict[str, Any]:
     """What a manifest says of a step, but for its files. `items` is the tree of arrays, or of their shapes."""
     return {
         "format": FORMAT,
         "step": step,
         "config": config_lib.to_dict(config),
         "labels": list(labels),
+        "problem": problem,
         "tokenizer": tokenizer,
         "tree": describe_tree(items),
     }

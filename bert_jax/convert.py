@@ -10,11 +10,12 @@ import math
 import os
 import shutil
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from bert_jax.config import Config, DataConfig, ModelConfig, faults
+from bert_jax.config import Config, ModelConfig, faults
 from bert_jax.errors import CheckpointError, CommandParser, ConfigError, StorageError, run_command
 
 if TYPE_CHECKING:
@@ -51,14 +52,16 @@ LEAVES = {
     "mlm_head/bias": "cls.predictions.bias",
 }
 PADDED = ("embeddings/token_embedding", "mlm_head/bias")  # ours have rows that only pad the vocabulary
-# The class of transformers that holds a tree's heads, the first that fits; the last is the encoder alone.
-ARCHITECTURES = {
-    "classifier": "BertForSequenceClassification",
-    "tagger": "BertForTokenClassification",
-    "span_head": "BertForQuestionAnswering",
-    "nsp_head": "BertForPreTraining",
-    "mlm_head": "BertForMaskedLM",
-    "embeddings": "BertModel",
+# Class of transformers -> the modules that it has beside the encoder. A tree is of the first of which it has all.
+CLASSES = {
+    "BertForSequenceClassification": ("pooler", "classifier"),
+    "BertForTokenClassification": ("tagger",),
+    "BertForQuestionAnswering": ("span_head",),
+    "BertForPreTraining": ("pooler", "mlm_head", "nsp_head"),
+    "BertForNextSentencePrediction": ("pooler", "nsp_head"),
+    "BertForMaskedLM": ("mlm_head",),
+    "BertModel": ("pooler",),
+    "BertModel without pooler": (),
 }
 # ModelConfig field -> key of Hugging Face's config.json
 SETTING_NAMES = {
@@ -79,6 +82,10 @@ SETTING_NAMES = {
 ACTIVATION_NAMES = {"gelu_python": "gelu", "gelu_pytorch_tanh": "gelu_new", "gelu_fast": "gelu_new"}
 
 
+# Hugging Face's names of what a classifier's scores mean.
+PROBLEMS = ("single_label_classification", "multi_label_classification", "regression")
+
+
 class Model(NamedTuple):
     """Weights on the host and what belongs to them."""
 
@@ -87,6 +94,8 @@ class Model(NamedTuple):
     tokenizer: str
     """Path of the tokenizer's folder."""
     labels: tuple[str, ...]
+    problem: str = PROBLEMS[0]
+    """What a classifier's scores mean: one of PROBLEMS."""
     ignored: tuple[str, ...] = ()
     """Names in the file that were not taken."""
 
@@ -161,6 +170,8 @@ def from_huggingface(
         for part in names[path]:
             if tensors[part].shape != wanted:
                 raise CheckpointError(f"{part} has shape {tensors[part].shape}, {SETTINGS} asks for {wanted}")
+            if tensors[part].dtype.name not in ("float32", "float16", "bfloat16"):
+                raise CheckpointError(f"{part} holds {tensors[part].dtype} numbers; save the weights as float32")
         parts = [_to_ours(path, tensors[part].astype(np.float32), part_shape, numpy) for part in names[path]]
         found[path] = numpy.stack(parts) if stacked else parts[0]
     return unflatten(found)
@@ -180,25 +191,28 @@ def save_model(
     tokenizer: "Tokenizer",
     *,
     labels: tuple[str, ...] = (),
+    problem: str = PROBLEMS[0],
     step: int = 0,
 ) -> None:
     """Writes a model directory, whole or not at all; one of that name is replaced."""
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    from bert_jax.checkpoint import write_json
+    from bert_jax.checkpoint import partial_folder, write_json
     from bert_jax.weights import SAFETENSORS
 
     folder = os.path.abspath(folder)
-    partial = f"{folder}.partial"  # one run a workdir, so a leftover is a dead run's
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = partial_folder(folder)
     os.makedirs(partial)
     tensors = {name: np.ascontiguousarray(value) for name, value in to_huggingface(params, config).items()}
-    settings = to_settings(config, tuple(params), labels) | {"pad_token_id": tokenizer.pad_id, "bert_jax_step": step}
+    settings = to_settings(config, tuple(params), labels, problem) | {
+        "pad_token_id": tokenizer.pad_id,
+        "bert_jax_step": step,
+    }
     try:
         save_file(tensors, os.path.join(partial, SAFETENSORS), metadata={"format": "pt"})
         write_json(os.path.join(partial, SETTINGS), settings)
-        tokenizer.save(partial)
+        tokenizer.save(partial, longest=config.max_position_embeddings)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
     except SafetensorError as error:
@@ -207,11 +221,19 @@ def save_model(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def to_settings(config: ModelConfig, modules: tuple[str, ...], labels: tuple[str, ...]) -> dict[str, Any]:
+def class_of(modules: Iterable[str]) -> str:
+    """The class of transformers for a tree with these top-level modules."""
+    return next(name for name, its in CLASSES.items() if set(its) <= set(modules)).split()[0]
+
+
+def to_settings(
+    config: ModelConfig, modules: tuple[str, ...], labels: tuple[str, ...], problem: str = PROBLEMS[0]
+) -> dict[str, Any]:
     """Hugging Face's config.json of a tree with these top-level modules."""
     settings = {theirs: getattr(config, ours) for ours, theirs in SETTING_NAMES.items()}
-    architecture = next(name for module, name in ARCHITECTURES.items() if module in modules)
-    settings |= {"model_type": "bert", "architectures": [architecture], "dtype": "float32"}
+    settings |= {"model_type": "bert", "architectures": [class_of(modules)], "dtype": "float32"}
+    if "classifier" in modules:
+        settings["problem_type"] = problem
     if labels:
         settings["id2label"] = dict(enumerate(labels))
         settings["label2id"] = {name: number for number, name in enumerate(labels)}
@@ -227,17 +249,23 @@ def read_settings(path: str) -> tuple[ModelConfig, dict[str, Any]]:
         known["hidden_act"] = _activation(path, settings)
         _check_types(settings)
         config = ModelConfig(**known)
-        wrong = faults(Config(model=config, data=DataConfig(path="any", max_seq_len=8)))
+        # A bound that no published model nears, so that sizes of a damaged file do not reach the compiler.
+        wrong = [f"{SETTING_NAMES[name]} {size} is out of bounds" for name, size in known.items() if _is_huge(size)]
+        wrong += [fault for fault in faults(Config(model=config)) if fault.startswith("model.")]
     except FileNotFoundError:
         raise CheckpointError(f"{path}: missing, and the weights do not say how the model is built") from None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a configuration ({error})") from error
     for key, wanted in (("model_type", "bert"), ("position_embedding_type", "absolute"), ("is_decoder", False)):
-        if settings.get(key, wanted) != wanted:
+        if settings.get(key) not in (None, wanted):
             wrong.append(f"{key} {settings[key]!r} is not supported, only {wanted}")
     if wrong:
         raise CheckpointError(f"{path}: {'; '.join(wrong)}")
     return config, settings
+
+
+def _is_huge(size: Any) -> bool:
+    return isinstance(size, int) and size > 2**24
 
 
 def _check_types(settings: dict[str, Any]) -> None:
@@ -282,13 +310,14 @@ def load_model(path: str) -> Model:
     folder = os.fspath(path).rstrip("/")
     if weights.has_safetensors(folder):
         return _load_directory(folder)
+    if (prefix := weights.google_prefix(folder)) is not None:
+        return _load_google(prefix)
+    for place in (folder, checkpoint.checkpoints_folder(folder)):
+        weights.refuse_pickles(place)
     if os.path.isfile(os.path.join(folder, checkpoint.MANIFEST)):
         return _load_step(folder)
     if os.path.isdir(checkpoint.checkpoints_folder(folder)):
         return _load_workdir(folder)
-    if (prefix := weights.google_prefix(folder)) is not None:
-        return _load_google(prefix)
-    weights.refuse_pickles(folder)
     raise CheckpointError(
         f"{path}: neither a model directory ({SETTINGS}, {weights.SAFETENSORS}) nor a workdir (checkpoints/) "
         "nor one of its steps nor the prefix of a TensorFlow checkpoint"
@@ -316,7 +345,10 @@ def _assemble(found: "Weights", config: ModelConfig, settings: dict[str, Any], f
     from bert_jax.sharding import named_leaves
 
     tensors = found.tensors
-    heads, labels = _label_heads(tensors, settings)
+    try:
+        heads, labels = _label_heads(tensors, settings)
+    except ValueError as error:
+        raise CheckpointError(f"{os.path.join(folder, SETTINGS)}: {error}") from error
     shapes = parameter_shapes(config, heads)
     try:
         params = from_huggingface(tensors, shapes, config.vocab_size)
@@ -330,23 +362,37 @@ def _assemble(found: "Weights", config: ModelConfig, settings: dict[str, Any], f
     taken = {name for path, shape in shapes.items() for name in their_names(path, shape)}
     left = sorted(tensors.keys() - taken)
     if beyond := [name for name in left if name.startswith("bert.encoder.layer.")]:
-        raise CheckpointError(f"{folder}: {beyond[0]} has no place in the {config.num_layers} layers of {SETTINGS}")
-    return Model(params, config, folder, labels, (*found.ignored, *left))
+        raise CheckpointError(
+            f"{folder}: {beyond[0]} is no weight of a BERT layer, or beyond the {config.num_layers} of {SETTINGS}"
+        )
+    return Model(params, config, folder, labels, _problem(settings, len(labels)), (*found.ignored, *left))
+
+
+def _problem(settings: dict[str, Any], labels: int) -> str:
+    """What the scores of a classifier mean; one score alone can only be a number (transformers reads it so too)."""
+    named = settings.get("problem_type")
+    return named if named in PROBLEMS else PROBLEMS[2] if labels == 1 else PROBLEMS[0]
 
 
 def _label_heads(tensors: dict[str, np.ndarray], settings: dict[str, Any]) -> tuple[dict[str, int], tuple[str, ...]]:
     """The heads with labels (module -> their number), and the labels' names.
 
     A sequence's and a token's classifier have one name in their files; the latter has no pooler.
+
+    Raises ValueError when the classifier is of another kind, or two labels have one name.
     """
     heads = {"span_head": 2} if "qa_outputs.weight" in tensors else {}
     if "classifier.weight" not in tensors:
         return heads, ()
     kind = next(iter(settings.get("architectures") or ["BertForSequenceClassification"]))
+    if kind not in CLASSES:
+        raise ValueError(f"{kind} has a classifier that is neither of whole texts nor of words")
     of_tokens = kind == "BertForTokenClassification" or "bert.pooler.dense.weight" not in tensors
     count = tensors["classifier.weight"].shape[0]
-    names = settings.get("id2label") or {}
-    labels = tuple(str(names.get(str(number), f"LABEL_{number}")) for number in range(count))
+    names = {int(number): str(name) for number, name in (settings.get("id2label") or {}).items()}
+    labels = tuple(names.get(number, f"LABEL_{number}") for number in range(count))
+    if len(set(labels)) < count:
+        raise ValueError(f"id2label: two labels have one name: {', '.join(labels)}; rename one")
     return heads | {"tagger" if of_tokens else "classifier": count}, labels
 
 
@@ -355,7 +401,8 @@ def _load_step(folder: str) -> Model:
 
     params, manifest = checkpoint.load_params(folder)
     workdir = os.path.dirname(os.path.dirname(os.path.abspath(folder)))
-    return Model(params, manifest.config.model, os.path.join(workdir, "tokenizer"), manifest.labels)
+    tokenizer = os.path.join(workdir, "tokenizer")
+    return Model(params, manifest.config.model, tokenizer, manifest.labels, manifest.problem)
 
 
 def _load_workdir(folder: str) -> Model:
@@ -386,26 +433,43 @@ def table(loaded: dict[str, Any], new: dict[str, Any], ignored: tuple[str, ...])
     return "\n".join(f"  {state:<11}{name:<28}{count}".rstrip() for state, name, count in rows)
 
 
+def only(model: Model, kind: str) -> Model:
+    """The model with the modules of one class of transformers alone. Raises ConfigError when it lacks one."""
+    kept = ("embeddings", "layers", *CLASSES[kind])
+    if absent := [name for name in kept if name not in model.params]:
+        raise ConfigError(f"--as {kind}: the model has no {absent[0]}, only {', '.join(model.params)}")
+    dropped = tuple(name for name in model.params if name not in kept)
+    params = {name: model.params[name] for name in kept}
+    labels = model.labels if {"classifier", "tagger"} & set(kept) else ()
+    return model._replace(params=params, labels=labels, ignored=(*model.ignored, *dropped))
+
+
 def main(argv: list[str]) -> int:
     """Converts a model directory, workdir, checkpoint step or TensorFlow 1 checkpoint."""
     parser = CommandParser(prog="python -m bert_jax.convert", description=main.__doc__)
     parser.add_argument("--input", required=True, help="model directory, workdir, step, or prefix of a TF1 checkpoint")
     parser.add_argument("--output", required=True, help="folder to make; it must not be there")
     parser.add_argument("--to", choices=("huggingface", "orbax"), default="huggingface", help="default: huggingface")
+    classes = [name for name in CLASSES if " " not in name]
+    parser.add_argument("--as", dest="kind", choices=classes, help="keep only the modules that this class has")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(argv)
-    if os.path.exists(args.output):
-        raise ConfigError(f"--output {args.output} is there already; remove it or give another")
+    if not args.output.strip() or os.path.lexists(args.output):
+        raise ConfigError(f"--output {args.output!r} is there already; remove it or give another")
     from bert_jax import checkpoint
     from bert_jax.data.tokenizer_model import load_tokenizer
     from bert_jax.sharding import named_leaves
 
     model = load_model(args.input)
+    if args.kind:
+        model = only(model, args.kind)
     tokenizer = load_tokenizer(model.tokenizer)
     if args.to == "huggingface":
-        save_model(args.output, model.params, model.config, tokenizer, labels=model.labels)
+        save_model(args.output, model.params, model.config, tokenizer, labels=model.labels, problem=model.problem)
     else:
-        checkpoint.save_params(args.output, model.params, model.config, tokenizer, labels=model.labels)
+        checkpoint.save_params(
+            args.output, model.params, model.config, tokenizer, labels=model.labels, problem=model.problem
+        )
     print(f"{args.input} -> {args.output}", file=sys.stderr)
     print(table(named_leaves(model.params), {}, model.ignored), file=sys.stderr)
     return 0

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -59,9 +60,9 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def _with_dashes(word: str) -> str:
-    """`--max_seq_len=128` -> `--max-seq-len=128`."""
+    """`--max_seq_len=128` -> `--max-seq-len=128`; a text that only begins like a flag stays."""
     flag, equals, value = word.partition("=")
-    return flag.replace("_", "-") + equals + value if word.startswith("--") else word
+    return flag.replace("_", "-") + equals + value if re.fullmatch(r"--[\w-]+", flag) else word
 
 
 def run_command(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> None:

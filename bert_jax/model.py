@@ -74,7 +74,8 @@ class Embeddings(nn.Module):
         rows = {
             "token_embedding": (input_ids, config.padded_vocab_size),
             "position_embedding": (position_ids, config.max_position_embeddings),
-            "token_type_embedding": (token_type_ids, config.type_vocab_size),
+            # Where there is one row, as in models without next-sentence prediction, B is read as A.
+            "token_type_embedding": (jnp.minimum(token_type_ids, config.type_vocab_size - 1), config.type_vocab_size),
         }
         # Rows are taken from the f32 tables and the sum is cast: cast tables would get their gradients in bf16.
         x = sum(

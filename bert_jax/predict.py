@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ def input_texts(path: str, columns: TaskConfig) -> Iterator["Text"]:
 
         for example in iterate_examples(path, columns, labelled=False):
             yield example.text if example.pair is None else (example.text, example.pair)
+    elif columns != TaskConfig():
+        raise ConfigError(f"--input {path}: columns are of tables, whose names end in .csv, .tsv or .jsonl")
     else:
         yield from _lines(path)
 
@@ -68,13 +71,15 @@ def input_questions(path: str) -> list[tuple[str, str, str]]:
             ]
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path}: not in SQuAD's JSON layout ({type(error).__name__}: {error})") from error
     if not found:
         raise DataError(f"{path}: no questions in it")
+    if twice := [key for key, count in Counter(key for key, *_ in found).items() if count > 1]:
+        raise DataError(f"{path}: two questions have the id {twice[0]!r}, and predictions go by id; rename one")
     for key, *texts in found:
         for name, text in zip(("question", "context"), texts, strict=True):
-            if not isinstance(text, str) or not text.strip():
+            if not isinstance(text, str) or not any(map(str.isprintable, text.replace(" ", ""))):
                 raise DataError(f"{path}: question {key}: its {name} is {text!r}, no text")
     return found
 
@@ -97,13 +102,16 @@ def parse(argv: list[str]) -> argparse.Namespace:
         added.add_argument("--debug", action="store_true", help="show the traceback of an error")
         return added
 
-    def texts(parser: argparse.ArgumentParser, one: bool = True) -> None:
+    def texts(parser: argparse.ArgumentParser, one: bool = True, pairs: bool = True) -> None:
         source = parser.add_mutually_exclusive_group(required=True) if one else parser
         if one:
             source.add_argument("--text", help="one text")
         source.add_argument("--input", required=not one, help="table (.csv, .tsv, .jsonl) or one text a line")
         parser.add_argument("--text-column", default="text", help="column of the text (default: text)")
-        parser.add_argument("--text-pair-column", default="", help="column of the second text")
+        if pairs:
+            parser.add_argument("--text-pair-column", default="", help="column of the second text")
+        else:
+            parser.set_defaults(text_pair_column="")
 
     fill = command("fill-mask", "the likeliest pieces for each [MASK]")
     fill.add_argument("--text", required=True, help="text with one or more [MASK]")
@@ -114,7 +122,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     vectors.add_argument("--layers", nargs="+", default=[], help="numbers from 0 (embeddings), or all; default: last")
     texts(command("similarity", "cosine of the vectors of two texts; --input has a tab between them"), one=False)
     texts(command("classify", "labels of texts"))
-    texts(command("tag", "a label for each word, and entities"))
+    texts(command("tag", "a label for each word, and entities"), pairs=False)
     reply = command("answer", "the answer to a question in a text")
     source = reply.add_mutually_exclusive_group(required=True)
     source.add_argument("--question", help="one question")
@@ -188,10 +196,16 @@ def write_vectors(
 
 @contextlib.contextmanager
 def whole_file(path: str, mode: str) -> Iterator[IO]:
-    """A file that gets its name when all is written, and goes when something fails."""
+    """A file that gets its name when all is written, and goes when something fails; a pipe or device is written to."""
+    how = {} if "b" in mode else {"encoding": "utf-8", "errors": "backslashreplace"}
+    if os.path.exists(path) and not os.path.isfile(path):
+        with open(path, mode, **how) as file:
+            yield file
+        return
+    path = os.path.realpath(path)
     partial = f"{path}.partial"
     try:
-        with open(partial, mode, encoding=None if "b" in mode else "utf-8") as file:
+        with open(partial, mode, **how) as file:
             yield file
         os.replace(partial, path)
     except BaseException:
@@ -215,11 +229,15 @@ def main(argv: list[str]) -> int:
             print(json.dumps(line, ensure_ascii=False))
         return 0
     vectors = args.command == "embed"
+    if vectors and os.path.exists(args.output) and not os.path.isfile(args.output):
+        raise ConfigError(f"--output {args.output}: a NumPy file cannot go into a pipe or device; name a file")
     with whole_file(args.output, "wb" if vectors else "w") as file:
         if vectors:
             write_vectors(bert, texts_of(args), args.pooling, layer_numbers(args.layers), file)
         elif args.command == "answer" and args.input:
-            json.dump({line["id"]: line["text"] for line in results(bert, args)}, file, ensure_ascii=False, indent=1)
+            texts = (f"{json.dumps(line['id'])}: {json.dumps(line['text'])}" for line in results(bert, args))
+            file.writelines(f"{',' if number else '{'}\n {text}" for number, text in enumerate(texts))
+            file.write("\n}\n")
         else:
             file.writelines(f"{json.dumps(line, ensure_ascii=False)}\n" for line in results(bert, args))
     return 0

@@ -16,8 +16,8 @@ from bert_jax.errors import CheckpointError
 SAFETENSORS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Pickle's opcode PROTO with its versions 2 to 5, and the zip archive that torch.save wraps around one.
 _PICKLE_STARTS = (*(bytes([0x80, version]) for version in range(2, 6)), b"PK\x03\x04")
-_PICKLE_ENDINGS = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-_SLOTS = re.compile(r"(^|/)(global_step|adam_[mv]|lamb_[mv]|Adam(_1)?|beta[12]_power)$")  # of optimizers
+_PICKLE_ENDINGS = (".bin", ".pt", ".pth", ".pth.tar", ".ckpt", ".pkl", ".pickle")
+_SLOTS = re.compile(r"(^|/)(global_step|adam_[mv]|lamb_[mv]|beta[12]_power)$")  # of optimizers; others hang below
 _BUFFERS = ("bert.embeddings.position_ids", "bert.embeddings.token_type_ids")  # ranges that older versions saved
 _BACKBONE = ("embeddings.", "encoder.", "pooler.")
 
@@ -60,7 +60,8 @@ def refuse_pickles(path: str) -> None:
         with open(file, "rb") as stream:
             head = stream.read(9)
             # A safetensors header of 640 bytes, say, begins like a pickle too; its ninth byte is the brace of its JSON.
-            if head.startswith(_PICKLE_STARTS) and head[8:] != b"{":
+            # The oldest pickles begin like text: only their name tells them.
+            if file.endswith(_PICKLE_ENDINGS) or (head.startswith(_PICKLE_STARTS) and head[8:] != b"{"):
                 raise CheckpointError(
                     f"{file}: a Python pickle, which can run any code when it is read, so it is not; where you trust "
                     "it, load it with transformers and save it anew: save_pretrained writes model.safetensors"
@@ -69,26 +70,23 @@ def refuse_pickles(path: str) -> None:
 
 def read_safetensors(folder: str) -> Weights:
     """All tensors of a folder's `model.safetensors`, or of the files that its index names. Raises CheckpointError."""
-    tensors: dict[str, np.ndarray] = {}
-    for path in _safetensors_files(folder):
-        tensors |= _read_file(path)
-    return canonical(tensors)
-
-
-def _safetensors_files(folder: str) -> list[str]:
     single, index = os.path.join(folder, SAFETENSORS), os.path.join(folder, INDEX)
     if os.path.isfile(single):
-        return [single]
+        return canonical(_read_file(single))
     try:
         with open(index, encoding="utf-8") as file:
-            names = sorted(set(map(os.fspath, json.load(file)["weight_map"].values())))
-        paths = [os.path.join(folder, name) for name in names]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+            places = {str(name): os.fspath(part) for name, part in json.load(file)["weight_map"].items()}
+        paths = {part: os.path.join(folder, part) for part in sorted(set(places.values()))}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{index}: not an index of safetensors files ({error})") from error
-    for name, path in zip(names, paths, strict=True):
-        if os.path.basename(name) != name or not os.path.isfile(path):
-            raise CheckpointError(f"{index}: names {name}, which is not in the folder; fetch it too")
-    return paths
+    tensors: dict[str, np.ndarray] = {}
+    for part, path in paths.items():
+        if os.path.basename(part) != part or not os.path.isfile(path):
+            raise CheckpointError(f"{index}: names {part}, which is not in the folder; fetch it too")
+        tensors |= _read_file(path)
+    if lost := sorted(places.keys() - tensors.keys()):
+        raise CheckpointError(f"{index}: {lost[0]} is not in {places[lost[0]]}, where it should be; fetch that again")
+    return canonical(tensors)
 
 
 def _read_file(path: str) -> dict[str, np.ndarray]:
@@ -98,7 +96,7 @@ def _read_file(path: str) -> dict[str, np.ndarray]:
     try:
         with safe_open(path, framework="np") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, ValueError, TypeError, KeyError, OverflowError, MemoryError) as error:
+    except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, OverflowError, MemoryError) as error:
         raise CheckpointError(f"{path}: cannot be read as safetensors ({error}); fetch it again") from error
 
 
@@ -114,9 +112,9 @@ def read_google(prefix: str) -> Weights:
     try:
         reader = load_checkpoint(prefix)
         names = sorted(reader.get_variable_to_shape_map())
-        kept = [name for name in names if not _SLOTS.search(name)]
+        kept = [name for name in names if not _SLOTS.search(name) and os.path.dirname(name) not in names]
         tensors = {_from_google(name): _turned(name, reader.get_tensor(name)) for name in kept}
-    except (OpError, ValueError, UnicodeDecodeError) as error:
+    except (OpError, ValueError, IndexError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{prefix}: cannot be read as a TensorFlow checkpoint ({reason})") from error
     found, slots = canonical(tensors), len(names) - len(kept)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.numpy import load_file, save_file
 from transformers import BertConfig, BertForPreTraining
 
@@ -93,9 +94,12 @@ def test_every_config_goes_into_a_checkpoint_s_description_and_out_again(path, t
     optimizer = build_optimizer(config.optimizer, 100, config.model.num_layers)
     step = jax.ShapeDtypeStruct((), jnp.int32)
     items = {"params": params, "train": {"step": step, "opt_state": jax.eval_shape(optimizer.init, params)}}
-    checkpoint.write_manifest(str(tmp_path), checkpoint.manifest_values(7, config, ("a", "b"), "print", items))
+    checkpoint.write_manifest(
+        str(tmp_path), checkpoint.manifest_values(7, config, ("a", "b"), "regression", "print", items)
+    )
     found = checkpoint.read_manifest(str(tmp_path))
-    assert (found.step, found.config, found.labels, found.tokenizer) == (7, config, ("a", "b"), "print")
+    assert (found.step, found.config, found.labels) == (7, config, ("a", "b"))
+    assert (found.problem, found.tokenizer) == ("regression", "print")
     checkpoint.check_tree(str(tmp_path), found.tree, checkpoint.describe_tree(items))
     empty = checkpoint.empty_params(found)
     assert jax.tree.structure(empty) == jax.tree.structure(params)
@@ -206,6 +210,41 @@ def test_half_precision_files_become_float32(params, tokenizer, tmp_path, dtype)
             np.testing.assert_array_equal(found[name], value.astype(jnp.dtype(dtype)).astype(np.float32))
 
 
+def test_numbers_that_are_no_weights_and_lost_tensors_are_told(params, tokenizer, tmp_path):
+    convert.save_model(str(tmp_path / "m"), params, MODEL, tokenizer)
+    tensors = load_file(tmp_path / "m" / "model.safetensors")
+    for dtype in (np.int32, np.float64):
+        pooler = tensors["bert.pooler.dense.weight"].astype(dtype)
+        save_file(tensors | {"bert.pooler.dense.weight": pooler}, tmp_path / "m" / "model.safetensors")
+        with pytest.raises(CheckpointError, match=f"{dtype.__name__} numbers; save the weights as float32"):
+            convert.load_model(str(tmp_path / "m"))
+    save_file(tensors, tmp_path / "m" / "model.safetensors")
+    shard(tmp_path / "m", tensors)
+    part = tmp_path / "m" / "model-00002-of-00003.safetensors"
+    kept = load_file(part)
+    lost = sorted(kept)[0]
+    save_file({name: value for name, value in kept.items() if name != lost}, part)
+    with pytest.raises(CheckpointError, match=f"{lost} is not in model-00002"):
+        convert.load_model(str(tmp_path / "m"))
+
+
+def test_float8_ends_in_one_line(params, tokenizer, tmp_path):
+    convert.save_model(str(tmp_path / "m"), params, MODEL, tokenizer)
+    header = json.dumps({"x": {"dtype": "F8_E4M3", "shape": [8], "data_offsets": [0, 8]}}).encode()
+    (tmp_path / "m" / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    with pytest.raises(CheckpointError, match="cannot be read as safetensors"):
+        convert.load_model(str(tmp_path / "m"))
+
+
+def test_old_pickles_are_told_by_their_names(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    for path in (tmp_path / "checkpoints" / "epoch=1-step=2.ckpt", tmp_path / "pytorch_model.bin"):
+        path.write_bytes(pickle.dumps({"a": 1}, protocol=0))
+        with pytest.raises(CheckpointError, match="a Python pickle.*model.safetensors"):
+            convert.load_model(str(tmp_path))
+        path.unlink()
+
+
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "weights.pt", "epoch=1.ckpt", "model.safetensors"])
 def test_pickles_are_refused_by_their_first_bytes(tmp_path, name):
     class Trap:
@@ -286,8 +325,11 @@ BAD_SETTINGS = {
     "sizes that do not fit": ({"num_attention_heads": 5}, "does not divide"),
     "a size that is no number": ({"num_hidden_layers": True}, "model.num_layers: True must be a whole number"),
     "a size that is no integer": ({"hidden_size": 16.0}, "model.hidden_size: 16.0 must be a whole number"),
+    "a size past all bounds": ({"vocab_size": 2**40}, "vocab_size 1099511627776 is out of bounds"),
+    "a classifier of choices": ({"architectures": ["BertForMultipleChoice"]}, "neither of whole texts nor of words"),
+    "two labels of one name": ({"id2label": {"0": "x", "1": "x"}}, "two labels have one name: x, x"),
     "labels in a list": ({"id2label": ["a"]}, "id2label is .'a'., no dict"),
-    "fewer layers than weights": ({"num_hidden_layers": 1}, "encoder.layer.1.* has no place in the 1 layers"),
+    "fewer layers than weights": ({"num_hidden_layers": 1}, "encoder.layer.1.* beyond the 1 of config.json"),
     "more layers than weights": ({"num_hidden_layers": 3}, "encoder.layer.2.* is missing"),
     "fewer pieces than rows": ({"vocab_size": 149}, r"shape .150, 16., config.json asks for .149, 16."),
     "more pieces than rows": ({"vocab_size": 151}, r"shape .150, 16., config.json asks for .151, 16."),
@@ -318,6 +360,62 @@ def test_the_command_goes_to_orbax_and_back(params, tokenizer, tmp_path, capsys)
     assert convert.load_model(again).labels == ("a", "b", "c")
     with pytest.raises(ConfigError, match="is there already"):
         convert.main(["--input", source, "--output", again])
+
+
+def test_what_scores_mean_goes_both_ways(params, tokenizer, tmp_path):
+    for problem in convert.PROBLEMS:
+        folder = str(tmp_path / problem)
+        convert.save_model(folder, params, MODEL, tokenizer, labels=("a", "b", "c"), problem=problem)
+        assert transformers.AutoConfig.from_pretrained(folder).problem_type == problem
+        assert convert.load_model(folder).problem == problem
+        assert convert.main(["--input", folder, "--output", f"{folder}-orbax", "--to", "orbax"]) == 0
+        assert convert.load_model(f"{folder}-orbax").problem == problem
+
+
+def test_one_class_of_modules_alone(params, tokenizer, tmp_path, capsys):
+    source = str(tmp_path / "m")
+    convert.save_model(source, params, MODEL, tokenizer, labels=("a", "b", "c"))
+    for name, heads in convert.CLASSES.items():
+        target = str(tmp_path / name)
+        if set(heads) <= set(params) and " " not in name:
+            assert convert.main(["--input", source, "--output", target, "--as", name]) == 0
+            assert "ignored" in capsys.readouterr().err
+            _, told = getattr(transformers, name).from_pretrained(target, output_loading_info=True)
+            assert not told["missing_keys"] and not told["unexpected_keys"]
+            assert transformers.AutoConfig.from_pretrained(target).architectures == [name]
+        elif " " not in name:
+            with pytest.raises(ConfigError, match=f"--as {name}: the model has no {heads[-1]}"):
+                convert.main(["--input", source, "--output", target, "--as", name])
+
+
+def test_nothing_in_place_is_overwritten(params, tokenizer, tmp_path, monkeypatch):
+    convert.save_model(str(tmp_path / "m"), params, MODEL, tokenizer)
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "thesis.txt").write_text("x")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    monkeypatch.chdir(victim)
+    for output in ("", ".", str(victim), str(tmp_path / "link")):
+        for kind in ("huggingface", "orbax"):
+            with pytest.raises(ConfigError, match="is there already"):
+                convert.main(["--input", str(tmp_path / "m"), "--output", output, "--to", kind])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "m", "victim"]
+    assert [path.name for path in victim.iterdir()] == ["thesis.txt"]
+
+
+def test_tiny_goes_through_orbax_and_hugging_face_bit_for_bit(tmp_path, tokenizer):
+    config = load_config(str(CONFIGS[0].parent / "tiny.py")).model
+    params = jax.device_get(jax.jit(functools.partial(pretrain.init, config))(jax.random.key(3)))
+    params["embeddings"]["token_embedding"] = np.array(params["embeddings"]["token_embedding"])
+    params["embeddings"]["token_embedding"][config.vocab_size :] = 0  # rows that only pad are not written
+    orbax, model, again = (str(tmp_path / name) for name in ("orbax", "model", "again"))
+    checkpoint.save_params(orbax, params, config, tokenizer)
+    assert convert.main(["--input", orbax, "--output", model]) == 0
+    assert convert.main(["--input", model, "--output", again, "--to", "orbax"]) == 0
+    found = convert.load_model(again)
+    assert found.config == config
+    for name, value in named_leaves(params).items():
+        np.testing.assert_array_equal(named_leaves(found.params)[name], value, err_msg=name)
 
 
 def test_what_is_no_model_is_told(tmp_path, params, tokenizer):

@@ -3,6 +3,7 @@
 import copy
 import functools
 import json
+import os
 import re
 
 import jax
@@ -15,6 +16,7 @@ from transformers import AutoModelForPreTraining, BertConfig, BertForPreTraining
 from bert_jax import convert
 from bert_jax.config import ModelConfig
 from bert_jax.data.features import Features, collate
+from bert_jax.errors import CheckpointError
 from bert_jax.heads import Pooler
 from bert_jax.sharding import named_leaves
 from bert_jax.tasks import classify, encode, init_encoder, ner, pretrain, squad
@@ -198,7 +200,8 @@ def test_a_tensorflow_1_checkpoint_agrees(reference, tokenizer, tmp_path):
     tensors = {name: value.detach().numpy() for name, value in model.named_parameters()}
     variables = dict(google_names(tensors))
     assert "bert/encoder/layer_2/attention/self/query/kernel" in variables
-    slots = {f"{name}/adam_{slot}": value for name, value in variables.items() for slot in "mv"}
+    kinds = ("adam_m", "Momentum")
+    slots = {f"{name}/{slot}": value for name, value in variables.items() for slot in kinds}
     saved = variables | slots | {"global_step": np.int64(7)}
     tf.raw_ops.SaveV2(
         prefix=str(tmp_path / "bert_model.ckpt"),
@@ -216,3 +219,8 @@ def test_a_tensorflow_1_checkpoint_agrees(reference, tokenizer, tmp_path):
         assert found.ignored == (f"{2 * len(variables) + 1} variables of the optimizer",)
         for name, value in named_leaves(ours.params).items():
             np.testing.assert_array_equal(named_leaves(found.params)[name], value, err_msg=name)
+    data = next(tmp_path.glob("*.data-*"))
+    for size in (data.stat().st_size // 4, 0):  # the slots come last
+        os.truncate(data, size)
+        with pytest.raises(CheckpointError, match="cannot be read as a TensorFlow checkpoint"):
+            convert.load_model(str(tmp_path))

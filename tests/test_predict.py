@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -58,6 +59,24 @@ def test_fill_mask_ranks_pieces_for_each_mask(bert):
     assert "returns a" in found[0][0]["text"]
 
 
+def test_the_other_masks_stay_in_the_text(bert):
+    first, second = bert.fill_mask("the [MASK] returns a [MASK] value", top=1)
+    assert first[0]["text"].endswith("returns a [MASK] value") and "[MASK]" not in first[0]["token"]
+    assert second[0]["text"].startswith("the [MASK] returns a")
+
+
+def test_a_long_text_is_seen_around_each_mask(bert, capsys):
+    """What the model sees of it is 62 pieces; what it is given alone must give the same."""
+    words = ["value"] * 100
+    found = bert.fill_mask(" ".join([*words, "the [MASK] returns", *words, "a [MASK]"]), top=3)
+    assert "204 pieces" not in capsys.readouterr().err
+    assert len(found) == 2 and found[0][0]["text"].count("value") == 200
+    last = bert.fill_mask(" ".join([*words[:60], "a [MASK]"]), top=3)[0]
+    assert [piece["id"] for piece in found[1]] == [piece["id"] for piece in last]
+    assert found[1][0]["probability"] == pytest.approx(last[0]["probability"], rel=1e-4)
+    assert len(bert.fill_mask("[MASK]", top=5000)[0]) == bert.tokenizer.vocab_size
+
+
 def test_fill_mask_is_the_head_on_that_position(bert):
     text = "the [MASK] returns"
     ids = np.array([bert.tokenizer.encode(text).ids])
@@ -108,6 +127,9 @@ def test_embeddings_are_what_the_encoder_says_and_do_not_depend_on_the_batch(ber
     assert bert.embed([], layers="all").shape == (0, 3, 32)
     with pytest.raises(ConfigError, match="a list of texts, not one text"):
         bert.embed("ab")
+    for pair in ("ab", ("a", "b", "c")):
+        with pytest.raises(ConfigError, match="pairs of texts, not"):
+            bert.similarity([pair])
     pairs = [(TEXTS[0], TEXTS[1]), (TEXTS[2], TEXTS[2])]
     first, second = bert.embed(TEXTS)[:2].astype(np.float64)
     cosine = first @ second / np.linalg.norm(first) / np.linalg.norm(second)
@@ -135,6 +157,67 @@ def test_what_is_cut_is_told(bert, capsys):
     assert "1 of the texts are cut to the 64 pieces" in capsys.readouterr().err
     bert.embed(["short"])
     assert capsys.readouterr().err == ""
+
+
+def test_words_are_those_of_the_tokenizer(tokenizer):
+    def words(text):
+        return [text[slice(*word.span)] for word in ner.split_words(text, tokenizer)]
+
+    assert words("don't stop. (yes)") == ["don", "'", "t", "stop", ".", "(", "yes", ")"]
+    assert words("\u6211\u5728 ab\u6211") == ["\u6211", "\u5728", "ab", "\u6211"]
+    assert words("cafe\u0301 soft\u00adhyphen a\u0303o ") == ["cafe\u0301", "soft\u00adhyphen", "a\u0303o"]
+    assert words(" \u200b ") == words("") == []
+    text = "the function returns caf\u00e9 values"
+    ids = [index for word in ner.split_words(text, tokenizer) for index in word.ids]
+    assert ids == tokenizer.encode_batch([text])[0]
+
+
+@pytest.mark.parametrize("problem", convert.PROBLEMS)
+@pytest.mark.parametrize("count", [1, 3])
+def test_scores_are_shown_as_what_they_mean(small_config, tokenizer, tmp_path, problem, count):
+    config = dataclasses.replace(small_config.model, initializer_range=0.3)
+    params = jax.device_get(classify.init(config, count, jax.random.key(1)))
+    names = ("a", "b", "c")[:count]
+    convert.save_model(str(tmp_path / "m"), params, config, tokenizer, labels=names, problem=problem)
+    bert = bert_jax.load(str(tmp_path / "m"))
+    found = bert.classify(["a value"])[0]
+    features = featurize(["a value"], None, tokenizer, 64)
+    batch = collate(features, np.array([0]), tokenizer.pad_id, 8)
+    scores = np.asarray(classify.logits(bert.config, bert.params, batch))[0]
+    if problem == "regression":
+        expected = dict(zip(names, scores, strict=True))
+        assert (found["scores"] if count > 1 else {"a": found["score"]}) == pytest.approx(expected, abs=1e-5)
+    elif problem == "multi_label_classification":
+        share = dict(zip(names, 1 / (1 + np.exp(-scores)), strict=True))
+        assert found["probabilities"] == pytest.approx(share, abs=1e-5)
+        assert found["labels"] == [name for name in names if share[name] > 0.5]
+    else:
+        assert sum(found["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+        assert found["label"] == names[scores.argmax()]
+
+
+def test_with_one_row_of_types_all_are_of_it(small_config, tokenizer, tmp_path):
+    config = dataclasses.replace(small_config.model, type_vocab_size=1)
+    convert.save_model(str(tmp_path / "m"), jax.device_get(squad.init(config, jax.random.key(0))), config, tokenizer)
+    bert = bert_jax.load(str(tmp_path / "m"))
+    assert np.isfinite(bert.embed([("a value", "another")])).all()
+    assert bert.answer("what?", "a value")[0]["text"]
+
+
+def test_results_go_where_the_output_is(model, tmp_path, capsys):
+    lines, target, link = tmp_path / "l.txt", tmp_path / "target.jsonl", tmp_path / "link.jsonl"
+    lines.write_text("one\ntwo\n")
+    link.symlink_to(target)
+    asked = ["classify", "--model", model, "--input", str(lines), "--output"]
+    assert predict.main([*asked, str(link)]) == 0
+    assert link.is_symlink() and len(target.read_text().splitlines()) == 2
+    assert predict.main([*asked, "/dev/null"]) == 0
+    assert Path("/dev/null").is_char_device()
+    with pytest.raises(ConfigError, match="cannot go into a pipe or device"):
+        predict.main(["embed", *asked[1:], "/dev/null"])
+    lines.write_bytes(b'{"text": "a \\ud800 b"}\n')
+    lines = lines.rename(tmp_path / "l.jsonl")
+    assert predict.main(["classify", "--model", model, "--input", str(lines), "--output", str(target)]) == 0
 
 
 def test_words_of_a_long_text_are_labelled_through_windows(words_and_spans, capsys):
@@ -217,6 +300,13 @@ BAD_USE = {
     ),
     "an empty context": (["answer", "--input", "empty.json"], DataError, "question 7: its context is ' '"),
     "a folder for the output": (["embed", "--text", "x", "--output", "."], ConfigError, "a folder; name a file"),
+    "columns of no table": (
+        ["classify", "--input", "l.txt", "--text-column", "x"],
+        ConfigError,
+        "columns are of tables",
+    ),
+    "one id twice": (["answer", "--input", "twice.json"], DataError, "two questions have the id '7'"),
+    "a context of no letters": (["answer", "--input", "blank.json"], DataError, "question 7: its context"),
     "three cells": (["similarity", "--input", "bad.tsv"], DataError, "line 2: 3 cells"),
     "no such layer": (["embed", "--text", "x", "--layers", "9"], ConfigError, "go from 0 .embeddings. to 2"),
     "a layer in words": (["embed", "--text", "x", "--layers", "last"], ConfigError, "numbers from 0, or all"),
@@ -233,8 +323,9 @@ def test_bad_use_is_one_line(model, words_and_spans, tmp_path, monkeypatch, faul
     words, kind, message = BAD_USE[fault]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.tsv").write_text("a\tb\nc\td\te\n")
-    for name, question, context in (("null", None, "x"), ("empty", "x", " ")):
-        paragraph = {"context": context, "qas": [{"id": "7", "question": question}]}
+    kinds = (("null", None, "x", 1), ("empty", "x", " ", 1), ("twice", "x", "y", 2), ("blank", "x", "\u200b \u200b", 1))
+    for name, question, context, times in kinds:
+        paragraph = {"context": context, "qas": [{"id": "7", "question": question}] * times}
         (tmp_path / f"{name}.json").write_text(json.dumps({"data": [{"paragraphs": [paragraph]}]}))
     before = sorted(tmp_path.iterdir())
     chosen = str(words_and_spans / "answer") if words[:2] == ["answer", "--input"] else model
@@ -261,8 +352,6 @@ def test_commands_print_json_lines(model, tmp_path, capsys):
 def test_wrong_use_is_told(bert, small_config, tokenizer, tmp_path):
     with pytest.raises(DataError, match=r"no \[MASK\]"):
         bert.fill_mask("nothing to fill")
-    with pytest.raises(DataError, match="the model reads 64"):
-        bert.fill_mask("word " * 100 + "[MASK]")
     params = jax.device_get(pretrain.init(small_config.model, jax.random.key(0)))
     convert.save_model(str(tmp_path / "m"), params, small_config.model, tokenizer)
     with pytest.raises(ConfigError, match="no classifier"):

@@ -13,6 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import transformers
 
 from bert_jax.data.tokenizer import main
 from bert_jax.data.tokenizer_model import KINDS, load_tokenizer
@@ -344,3 +345,60 @@ def test_closed_pipe_is_quiet(tmp_path):
     command = f"yes the | {sys.executable} -m bert_jax.data.tokenizer encode --tokenizer {path} | head -n 2"
     done = subprocess.run(command, shell=True, cwd=root, capture_output=True, text=True, check=False)
     assert done.stdout.count("\n") == 2 and done.stderr == ""
+
+
+ADDED = {
+    "added_tokens.json": {"added_tokens.json": {"[E1]": 0, "zyxq": 1}},
+    "tokenizer_config.json": {
+        "tokenizer_config.json": {
+            "added_tokens_decoder": {
+                "0": {"content": "[E1]", "special": True},
+                "1": {"content": "zyxq", "special": False},
+            }
+        }
+    },
+    "special_tokens_map.json": {
+        "added_tokens.json": {"[E1]": 0, "zyxq": 1},
+        "special_tokens_map.json": {"additional_special_tokens": ["[E1]"]},
+    },
+}
+
+
+@pytest.mark.parametrize("case", ADDED)
+def test_added_pieces_are_read_used_and_written(tokenizer, tmp_path, case):
+    size = tokenizer.vocab_size
+    tokenizer.save(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    for name, content in ADDED[case].items():
+        content = {key: value + size if isinstance(value, int) else value for key, value in content.items()}
+        if "added_tokens_decoder" in content:
+            listed = content["added_tokens_decoder"]
+            content["added_tokens_decoder"] = {str(size): listed["0"], str(size + 1): listed["1"]}
+        known = json.loads((tmp_path / name).read_text()) if (tmp_path / name).is_file() else {}
+        (tmp_path / name).write_text(json.dumps(known | content))
+    found = load_tokenizer(tmp_path)
+    assert found.vocab_size == size + 2 and found.token_to_id("[E1]") == size
+    text = "[E1] the function [E1] new zyxq [SEP]"
+    ids = found.encode_batch([text])[0]
+    assert ids.count(size) == 2 and ids.count(size + 1) == 1 and found.sep_id not in ids
+    assert [index for _, index, _ in found.pieces(text)] == ids
+    assert (size in found.special_ids) == (case != "added_tokens.json")
+    found.save(tmp_path / "again")
+    again = load_tokenizer(tmp_path / "again")
+    assert again.fingerprint == found.fingerprint and again.encode_batch([text])[0] == ids
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "again")
+    plain = text.removesuffix(" [SEP]")
+    assert theirs(plain, add_special_tokens=False)["input_ids"] == found.encode_batch([plain])[0]
+
+
+def test_a_length_and_a_japanese_analyser(tokenizer, tmp_path):
+    tokenizer.save(tmp_path, longest=64)
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path).model_max_length == 64
+    path = tmp_path / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps(settings | {"tokenizer_class": "BertJapaneseTokenizer"}))
+    with pytest.raises(DataError, match="Japanese analyser"):
+        load_tokenizer(tmp_path)
+    path.write_text(json.dumps(settings | {"do_lower_case": "false"}))
+    with pytest.raises(DataError, match="do_lower_case in its tokenizer_config.json is 'false'; write true or false"):
+        load_tokenizer(tmp_path)

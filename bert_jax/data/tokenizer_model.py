@@ -34,6 +34,7 @@ ROLES = {  # spellings looked for, after the one that tokenizer_config.json name
 SPECIAL = [spellings[0] for spellings in ROLES.values()]
 KINDS = ("wordpiece", "bpe", "unigram", "sentencepiece")
 _CONFIG, _JSON, _VOCAB, _MODEL = "tokenizer_config.json", "tokenizer.json", "vocab.txt", "spiece.model"
+_ADDED, _SPECIAL_MAP = "added_tokens.json", "special_tokens_map.json"  # of older Hugging Face folders
 ACCENT_STEPS = ("NFD", "StripAccents", "NFC")
 _CACHED_WORDS, _CACHED_CHARS = 200_000, 24  # some 40 MB; text without spaces is one long word a sentence
 
@@ -75,7 +76,7 @@ class Tokenizer:
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = map(self._id_of.get, self.names.values())
         special = {self._id_of[name] for name in self.names.values()} | set(self._backend.special_ids)
         self.special_ids: tuple[int, ...] = tuple(sorted(special))
-        self._backend.recognise([self._pieces[index] for index in self.special_ids])
+        self._backend.recognise([self._pieces[index] for index in self.special_ids], set(self.names.values()))
         self.vocab_size = len(self._pieces)
         self.lowercase = spec.lowercase
 
@@ -99,7 +100,8 @@ class Tokenizer:
         return flags
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Ids of each text, no special pieces added; a literal "[SEP]" in a text is text."""
+        """Ids of each text, no special pieces added. A literal "[SEP]" in a text is text, and so are the other roles'
+        names; further special pieces of the vocabulary, such as markers of entities, are pieces."""
         return self._backend.batch(texts)
 
     def pieces(self, text: str) -> list["Piece"]:
@@ -114,9 +116,9 @@ class Tokenizer:
         tokens, ids, offsets = map(list, zip(*first, *second, strict=True))
         return Encoding(tokens, ids, [0] * len(first) + [1] * len(second), offsets)
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """Text of the ids, special pieces left out."""
-        hidden = set(self.special_ids)
+    def decode(self, ids: Iterable[int], *, shown: Iterable[int] = ()) -> str:
+        """Text of the ids, special pieces left out but for those `shown`."""
+        hidden = set(self.special_ids).difference(shown)
         return self._backend.decode([int(index) for index in ids if int(index) not in hidden]).strip(" ")
 
     def id_to_token(self, index: int) -> str:
@@ -127,8 +129,11 @@ class Tokenizer:
         """The id of this piece; None when the vocabulary has none."""
         return self._id_of.get(token)
 
-    def save(self, folder: str | os.PathLike) -> None:
-        """Writes a folder that `load_tokenizer` and transformers' `AutoTokenizer` accept."""
+    def save(self, folder: str | os.PathLike, *, longest: int | None = None) -> None:
+        """Writes a folder that `load_tokenizer` and transformers' `AutoTokenizer` accept.
+
+        `longest` is what its model reads: other programs cut to that.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         kind = self._backend.save(folder)
@@ -140,6 +145,7 @@ class Tokenizer:
             "strip_accents": strip_accents,
             "keep_accents": None if strip_accents is None else not strip_accents,  # SentencePiece's word for it
             "tokenize_chinese_chars": self._backend.splits_chinese,
+            "model_max_length": longest,
         }
         settings = {key: value for key, value in settings.items() if value is not None}
         settings |= {f"{role}_token": name for role, name in self.names.items()}
@@ -164,8 +170,9 @@ class _HuggingFace:
     """A `tokenizer.json`: one copy that sees special pieces in a text, and one to which they are text.
 
     Both back ends have `pieces`, `special_ids`, `rules` (what decides their output), `splits_chinese`, and
-    `recognise(names)` (special pieces for `spans`), `continues(piece)`, `batch(texts)` -> ids, `spans(text, literal)`
-    -> pieces with ids and offsets, `decode(ids)`, `save(folder)` -> the class that transformers gives such files.
+    `recognise(names, roles)` (special pieces; `roles` are those that `literal` makes text), `continues(piece)`,
+    `batch(texts)` -> ids, `spans(text, literal)` -> pieces with ids and offsets, `decode(ids)`, `save(folder)` -> the
+    class that transformers gives such files.
     """
 
     def __init__(self, spec: Spec):
@@ -189,8 +196,14 @@ class _HuggingFace:
         self._names: re.Pattern | None = None
         self._words = _WordCache(self._encode_one) if _is_blind_across_spaces(data) else None
 
-    def recognise(self, names: list[str]) -> None:
+    def recognise(self, names: list[str], roles: set[str]) -> None:
         self._aware.add_special_tokens(names)
+        if not roles.issuperset(names):
+            data = json.loads(self._aware.to_str())
+            for token in data["added_tokens"]:
+                token["special"] = token["content"] in roles
+            self._blind, self._words = type(self._aware).from_str(json.dumps(data)), None
+            self._blind.encode_special_tokens = True
         if self._kind == "Unigram":  # its lattice holds every piece, special ones too
             self._names = re.compile("|".join(map(re.escape, names)))
 
@@ -281,7 +294,7 @@ class _SentencePiece:
         self.special_ids = [index for index in range(len(self.pieces)) if control(index) or unknown(index)]
         self.rules = hashlib.sha256(spec.payload).hexdigest()
 
-    def recognise(self, names: list[str]) -> None:
+    def recognise(self, names: list[str], roles: set[str]) -> None:
         self._names = re.compile("(" + "|".join(map(re.escape, names)) + ")")
 
     def continues(self, piece: str) -> bool:
@@ -365,16 +378,39 @@ def load_tokenizer(
     """
     file = _vocabulary_file(Path(path))
     payload = _read(file)
-    beside = file.parent / _CONFIG
-    settings = _parse(beside.read_bytes(), beside) if beside.is_file() else {}
+    settings: dict[str, Any] = {}
+    for beside in (file.parent / _SPECIAL_MAP, file.parent / _CONFIG):
+        settings |= _parse(beside.read_bytes(), beside) if beside.is_file() else {}
+    if settings.get("word_tokenizer_type", "basic") != "basic" or "Japanese" in str(settings.get("tokenizer_class")):
+        raise DataError(f"{file}: its words are split by a Japanese analyser ({_CONFIG}), which is not read here")
     switches = lowercase, strip_accents
     if file.suffix == ".model":
         spec = Spec(payload, True, _names(settings), *_config_switches(settings, switches, str(file)), str(file))
     elif file.suffix == ".json":
         spec = _json_spec(_parse(payload, file), settings, switches, str(file))
     else:
-        spec = _vocab_spec(read_vocabulary(payload, file), settings, switches, str(file))
+        spec = _vocab_spec(read_vocabulary(payload, file), settings, switches, str(file), _added_tokens(file, settings))
     return Tokenizer(spec)
+
+
+def _added_tokens(file: Path, settings: dict[str, Any]) -> list[tuple[int, str, bool]]:
+    """(id, piece, whether special) of what Hugging Face keeps beside a `vocab.txt`, by id."""
+    beside = file.parent / _ADDED
+    try:
+        plain = {
+            int(index): name
+            for name, index in (_parse(beside.read_bytes(), beside) if beside.is_file() else {}).items()
+        }
+        listed = {int(index): token for index, token in (settings.get("added_tokens_decoder") or {}).items()}
+        further = settings.get("additional_special_tokens") or settings.get("extra_special_tokens") or []
+        special = {name["content"] if isinstance(name, dict) else name for name in further}
+        found = {index: (name, name in special) for index, name in plain.items()}
+        found |= {index: (token["content"], bool(token.get("special"))) for index, token in listed.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{file}: what {_ADDED} or {_CONFIG} say of added pieces is not understood ({error!r})"
+        ) from error
+    return [(index, *found[index]) for index in sorted(found)]
 
 
 def _vocabulary_file(path: Path) -> Path:
@@ -412,7 +448,7 @@ def _names(settings: dict[str, Any]) -> dict[str, str]:
     return {role: name for role, name in found.items() if isinstance(name, str)}
 
 
-def _vocab_spec(pieces: list[str], settings: dict[str, Any], switches: tuple, source: str) -> Spec:
+def _vocab_spec(pieces: list[str], settings: dict[str, Any], switches: tuple, source: str, added: list[tuple]) -> Spec:
     lowercase, strip_accents = _config_switches(settings, switches, source)
     if lowercase is None or strip_accents is None:
         cased = has_upper_case(pieces)
@@ -426,6 +462,10 @@ def _vocab_spec(pieces: list[str], settings: dict[str, Any], switches: tuple, so
     names, known = _names(settings), set(pieces)
     unknown = next((name for name in _spellings("unk", names) if name in known), SPECIAL[1])
     engine = wordpiece_engine(pieces, bert_rules(lowercase, strip_accents, chinese), unknown)
+    for index, name, special in added:
+        (engine.add_special_tokens if special else engine.add_tokens)([name])
+        if engine.token_to_id(name) != index:
+            raise DataError(f"{source}: {name!r} is added as {index}, which is not where the {len(pieces)} pieces end")
     return Spec(finished_json(engine, names.values()), False, names, lowercase, strip_accents, source)
 
 

@@ -149,9 +149,12 @@ def logits(config: ModelConfig, params: Params, batch: Batch, key: jax.Array | N
     return head.apply({"params": params["classifier"]}, pooled, rngs=None if key is None else {"dropout": head_key})
 
 
-def probabilities(config: ModelConfig, params: Params, batch: Batch) -> jax.Array:
-    """[B, C], each row adding up to 1."""
-    return jax.nn.softmax(logits(config, params, batch))
+def predictions(config: ModelConfig, params: Params, batch: Batch, *, problem: str) -> jax.Array:
+    """[B, C] by what the scores mean (`convert.PROBLEMS`): probabilities of one class, of each label, or numbers."""
+    scores = logits(config, params, batch)
+    if problem == "regression":
+        return scores
+    return jax.nn.sigmoid(scores) if problem == "multi_label_classification" else jax.nn.softmax(scores)
 
 
 def sums(config: ModelConfig, params: Params, batch: Batch, key: jax.Array | None) -> Sums:

@@ -1,7 +1,7 @@
 """A label for each word, and the entities they spell (Devlin et al. 2019, section 5.3; CoNLL-2003)."""
 
 import itertools
-import re
+import unicodedata
 from typing import NamedTuple
 
 import jax
@@ -13,7 +13,12 @@ from bert_jax.data.tokenizer_model import Tokenizer
 from bert_jax.heads import ClassifierHead
 from bert_jax.tasks import Batch, Params, encode, init_encoder
 
-WORD = re.compile(r"\w+|[^\w\s]")
+
+class Word(NamedTuple):
+    """A word of a text: its characters and the ids of its pieces."""
+
+    span: tuple[int, int]
+    ids: list[int]
 
 
 class Windows(NamedTuple):
@@ -53,14 +58,38 @@ def logits(config: ModelConfig, params: Params, batch: Batch, key: jax.Array | N
     return head.apply({"params": params["tagger"]}, hidden, rngs=None if key is None else {"dropout": head_key})
 
 
-def featurize(sentences: list[list[str]], tokenizer: Tokenizer, longest: int) -> Windows:
-    """Sentences, given as words, in windows of at most `longest` pieces."""
-    words = list(itertools.chain.from_iterable(sentences))
-    pieces = iter([ids or [tokenizer.unk_id] for ids in tokenizer.encode_batch(words)])
+def split_words(text: str, tokenizer: Tokenizer) -> list[Word]:
+    """The words of a text as its tokenizer tells them apart; accents and other marks behind one belong to it."""
+    found: list[Word] = []
+    for _, index, (start, end) in tokenizer.pieces(text):
+        if found and tokenizer.continuation[index]:
+            found[-1] = Word((found[-1].span[0], end), [*found[-1].ids, index])
+        else:
+            found.append(Word((start, end), [index]))
+    following = [word.span[0] for word in found[1:]] + [len(text)]
+    return [
+        word._replace(span=(word.span[0], _after_marks(text, word.span[1], limit)))
+        for word, limit in zip(found, following, strict=False)
+    ]
+
+
+def _after_marks(text: str, end: int, limit: int) -> int:
+    while end < limit and unicodedata.category(text[end]) in ("Mn", "Mc", "Me", "Cf"):
+        end += 1
+    return end
+
+
+def word_ids(sentences: list[list[str]], tokenizer: Tokenizer) -> list[list[list[int]]]:
+    """The ids of each word of sentences that are given as words; none is empty."""
+    pieces = iter(tokenizer.encode_batch(list(itertools.chain.from_iterable(sentences))))
+    return [[ids or [tokenizer.unk_id] for ids in itertools.islice(pieces, len(words))] for words in sentences]
+
+
+def featurize(sentences: list[list[list[int]]], tokenizer: Tokenizer, longest: int) -> Windows:
+    """Sentences, given as the ids of their words, in windows of at most `longest` pieces."""
     room = longest - 2
     found, cut = Windows(Features([], []), [], [], []), 0
-    for sentence in sentences:
-        mine = list(itertools.islice(pieces, len(sentence)))
+    for mine in sentences:
         cut += sum(len(ids) > room for ids in mine)
         ranges = windows([len(ids) for ids in mine], room)
         found.of_sentence.append(range(len(found.ranges), len(found.ranges) + len(ranges)))
