@@ -14,18 +14,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bert_jax.config import VOCAB_MULTIPLE, cache_folder
+from bert_jax.config import VOCAB_MULTIPLE
 from bert_jax.convert import Model, load_model
-from bert_jax.data.features import Features, collate, featurize
+from bert_jax.data.features import PREDICT_LENGTHS, Features, collate, featurize, padded
 from bert_jax.data.tokenizer_model import Tokenizer, load_tokenizer
 from bert_jax.errors import ConfigError, DataError
 from bert_jax.model import separate_layers
 from bert_jax.progress import say
+from bert_jax.sharding import keep_programs
 from bert_jax.tasks import Batch, Params, classify, embed, encode, gather, ner, pretrain, squad
 
 Text = str | tuple[str, str]
 CHUNK, CHUNK_CHARS = 2048, 4_000_000  # texts in memory at a time, and their characters
-LENGTHS = (*range(8, 32, 2), *range(32, 64, 8), *range(64, 128, 16), *range(128, 513, 64))  # of batches
 TOKENS = 1024  # of a full batch; more at once is no faster on a CPU
 AHEAD = 2  # batches under way
 FILL_WIDTH = 8  # masks of a text are padded to a multiple of this
@@ -79,12 +79,12 @@ class Bert:
     ) -> list[list[dict[str, Any]]]:
         """What fills `places` of `ids` when the model reads `shown`, where they are at `shown_places`."""
         features = Features([shown], [np.zeros_like(shown)])
-        length = _padded(len(shown), self.config.max_position_embeddings)
+        length = padded(len(shown), PREDICT_LENGTHS, self.config.max_position_embeddings)
         batch = collate(features, np.array([0]), self.tokenizer.pad_id, length)
-        padded = np.zeros((1, -(-len(places) // FILL_WIDTH) * FILL_WIDTH), np.int32)
-        padded[0, : len(places)] = shown_places
+        wide = np.zeros((1, -(-len(places) // FILL_WIDTH) * FILL_WIDTH), np.int32)
+        wide[0, : len(places)] = shown_places
         fill = self._jit(_fill, config=self.config)
-        probabilities = np.asarray(fill(params=self.params, batch=batch, places=padded))[0]
+        probabilities = np.asarray(fill(params=self.params, batch=batch, places=wide))[0]
         return [self._best(row, ids, place, top) for row, place in zip(probabilities, places, strict=False)]
 
     def _best(self, probabilities: np.ndarray, ids: np.ndarray, place: int, top: int) -> list[dict[str, Any]]:
@@ -264,12 +264,12 @@ class Bert:
 def batches(lengths: np.ndarray, longest: int) -> Iterator[tuple[np.ndarray, int]]:
     """(numbers, length) of batches for texts of `lengths`, neighbours in length; numbers of -1 fill the last one up.
 
-    Few shapes: a length is one of LENGTHS, and the rows make up TOKENS, or are 1 or 8 for a few texts.
+    Few shapes: a length is one of PREDICT_LENGTHS, and the rows make up TOKENS, or are 1 or 8 for a few texts.
     """
     order = np.argsort(-lengths, kind="stable")
     start = 0
     while start < len(order):
-        length = _padded(int(lengths[order[start]]), longest)
+        length = padded(int(lengths[order[start]]), PREDICT_LENGTHS, longest)
         rows = max(TOKENS // length // 8 * 8, 8)
         numbers = order[start : start + rows]
         start += rows
@@ -281,10 +281,6 @@ def _place(results: list[np.ndarray], numbers: np.ndarray, rows: jax.Array) -> N
     for number, row in zip(numbers, np.asarray(rows), strict=True):
         if number >= 0:
             results[number] = row
-
-
-def _padded(length: int, longest: int) -> int:
-    return min(next((step for step in LENGTHS if step >= length), longest), longest)
 
 
 def _fill(config: Any, params: Params, batch: Batch, places: jax.Array) -> jax.Array:
@@ -323,17 +319,6 @@ def _chunks(items: Iterable[Text]) -> Iterator[list[Any]]:
 
 
 def load(path: str) -> Bert:
-    """A model directory, a workdir, or one of its checkpoints, ready for use.
-
-    Compiled programs are kept in the cache folder, unless JAX was told of another place for them.
-    """
-    if not jax.config.jax_compilation_cache_dir:
-        compiled = cache_folder() / "xla"
-        try:
-            compiled.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            say(f"note: compiled programs are not kept: {compiled}: {error.strerror}")
-        else:
-            jax.config.update("jax_compilation_cache_dir", str(compiled))
-            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    """A model directory, a workdir, or one of its checkpoints, ready for use."""
+    keep_programs()
     return Bert(load_model(path))

@@ -167,6 +167,8 @@ class Checkpointer:
         )
         self._finisher: threading.Thread | None = None
         self._failure: BaseException | None = None
+        self.kept_step: int | None = None
+        """A step that stays beside the newest ones."""
 
     def save(
         self,
@@ -203,7 +205,8 @@ class Checkpointer:
                 if jax.process_index() == 0:
                     write_manifest(os.path.join(self._folder, str(step)), values)
                     for old in steps(self._folder)[self._keep :]:
-                        shutil.rmtree(os.path.join(self._folder, str(old)))
+                        if old != self.kept_step:
+                            shutil.rmtree(os.path.join(self._folder, str(old)))
         except BaseException as error:  # handed to the training thread by wait()
             self._failure = error
 

@@ -181,6 +181,12 @@ class TrainConfig:
     """Checkpoints kept."""
     seed: int = 0
     """Seed of first weights and dropout."""
+    early_stop: int = 0
+    """Evaluations (of dev, each eval_every steps) without a better score that end the run; 0 never does."""
+    select: Literal["last", "best"] = "last"
+    """Which weights are exported and judged on test: the last, or those with the best score on dev."""
+    reinit_layers: int = 0
+    """Top layers, and the pooler, that are made anew instead of taken from init_from (Zhang et al. 2021)."""
     embedding_init: Literal["normal", "cooccurrence"] = "normal"
     """First embeddings: random, as the paper's; or tokens from what stands together in the text and positions as
     sinusoids, which spares a short pre-training its plateau."""
@@ -192,10 +198,30 @@ class TrainConfig:
 class TaskConfig:
     """What is learned, and for fine-tuning from which labels."""
 
-    name: Literal["pretrain", "classify"] = "pretrain"
-    """pretrain (masked language model and next sentence) or classify (labels of a text or pair)."""
+    name: Literal[
+        "pretrain",
+        "classify",
+        "regress",
+        "ner",
+        "squad",
+        "cola",
+        "sst2",
+        "mrpc",
+        "stsb",
+        "qqp",
+        "mnli",
+        "qnli",
+        "rte",
+        "wnli",
+        "all",
+    ] = "pretrain"
+    """pretrain (masked language model and next sentence), classify (labels of a text or pair), regress (a number of
+    one), ner (a label for each word), squad (answers as spans of a text), a task of GLUE, or all of GLUE."""
+    data_dir: str = ""
+    """Folder of a GLUE task's official files (train.tsv, dev.tsv, test.tsv); empty reads it from TFDS."""
     train: str = ""
-    """Labelled training file: CSV, TSV or JSONL, told by its ending."""
+    """Labelled training file: CSV, TSV or JSONL, told by its ending, or tfds:NAME/CONFIG:SPLIT; for squad its
+    JSON, for ner columns as CoNLL's."""
     dev: str = ""
     """File that models are judged on while they are made."""
     test: str = ""
@@ -206,8 +232,34 @@ class TaskConfig:
     """Column of the second text; empty when there is one text."""
     label_column: str = "label"
     """Column of the label."""
+    multi_label: bool = False
+    """Each text has any number of labels: a JSON list, or one cell in which label_separator stands between them."""
+    version_2: bool = False
+    """Questions may have no answer in their text, as in SQuAD 2.0; when none is given is tuned on dev."""
+    label_separator: str = ","
+    """What stands between the labels of a cell, with multi_label."""
     max_train_examples: int = 0
     """Use only this many training examples, drawn by train.seed; 0 uses all."""
+
+
+# Hugging Face's names of what a classifier's scores mean: one class, several labels, or numbers.
+PROBLEMS = ("single_label_classification", "multi_label_classification", "regression")
+GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
+FROM_FILES = ("classify", "regress", "ner", "squad")
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """Values to try, each with each; several values make many runs, chosen by their score on dev."""
+
+    learning_rate: tuple[float, ...] = ()
+    """Peak learning rates; the paper's are 5e-5 3e-5 2e-5."""
+    batch_size: tuple[int, ...] = ()
+    """Global batch sizes; the paper's are 16 32."""
+    num_epochs: tuple[float, ...] = ()
+    """Passes over the training rows; the paper's are 2 3 4."""
+    seeds: tuple[int, ...] = ()
+    """Seeds of every point, for mean and standard deviation."""
 
 
 @dataclass(frozen=True)
@@ -220,12 +272,23 @@ class Config:
     mesh: MeshConfig = field(default_factory=MeshConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
 
 
 def cache_folder() -> Path:
     """What is made once and found again, prepared text and compiled programs: `$BERT_JAX_CACHE`, else the user's."""
     user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("BERT_JAX_CACHE") or Path(user) / "bert_jax")
+
+
+def total_steps(config: Config, rows: int) -> int:
+    """Optimizer steps of the run, from num_epochs where it is set."""
+    if config.train.num_epochs > 0:
+        steps = config.train.num_epochs * rows / config.train.global_batch_size
+        if steps > LARGEST_COUNT:
+            raise ConfigError(f"train.num_epochs: {config.train.num_epochs:g} make {steps:.3g} steps; ask for fewer")
+        return max(1, round(steps))
+    return config.train.num_steps
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -244,11 +307,13 @@ def from_dict(values: dict[str, Any], kind: type = Config, prefix: str = "") -> 
     unknown = [key for key in values if key not in hints]
     if unknown:
         raise ConfigError(f"unknown key {prefix}{unknown[0]}{did_you_mean(unknown[0], hints)}")
-    parsed = {
-        key: from_dict(value, hints[key], f"{prefix}{key}.") if dataclasses.is_dataclass(hints[key]) else value
-        for key, value in values.items()
-    }
-    return kind(**parsed)
+    return kind(**{key: _parsed(value, hints[key], f"{prefix}{key}.") for key, value in values.items()})
+
+
+def _parsed(value: Any, hint: Any, prefix: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return from_dict(value, hint, prefix)
+    return tuple(value) if typing.get_origin(hint) is tuple else value  # JSON has lists only
 
 
 def differences(before: Config, after: Config) -> list[str]:
@@ -260,7 +325,7 @@ def differences(before: Config, after: Config) -> list[str]:
         found += [
             f"{section}.{key}: {old[key]} -> {value}"
             for key, value in new.items()
-            if old[key] != value and key not in quiet and section != "mesh"
+            if old[key] != value and key not in quiet and section not in ("mesh", "sweep")
         ]
     return found
 
@@ -293,6 +358,7 @@ _NOT_BELOW_ZERO = (
     *("model.scan_unroll", "model.initializer_range", "data.max_predictions", "data.workers", "data.seed"),
     *("optimizer.warmup_steps", "optimizer.weight_decay", "optimizer.clip_norm", "train.num_epochs"),
     *("train.eval_every", "train.eval_batches", "train.seed", "task.max_train_examples"),
+    *("train.early_stop", "train.reinit_layers"),
 )
 _SHARES = (
     *("model.hidden_dropout", "model.attention_dropout", "data.short_seq_prob", "data.mask_rate"),
@@ -312,16 +378,23 @@ def type_faults(config: Config) -> list[str]:
         hints = typing.get_type_hints(type(getattr(config, section)))
         for key, value in keys.items():
             hint = hints[key]
-            if typing.get_origin(hint) is Literal:
+            if typing.get_origin(hint) is tuple:
+                kind = typing.get_args(hint)[0]
+                wrong = [item for item in value if not _is_of(item, kind)]
+                found += [f"{section}.{key}: {item!r} must be {_KINDS[kind]}" for item in wrong]
+            elif typing.get_origin(hint) is Literal:
                 known = typing.get_args(hint)
                 if value not in known:
                     near = did_you_mean(str(value).lower(), known)
                     found.append(f"{section}.{key}: {value!r} is none of {', '.join(known)}{near}")
-            elif not (type(value) is hint or (hint is float and type(value) is int)) or (
-                hint is float and not math.isfinite(value)
-            ):
+            elif not _is_of(value, hint):
                 found.append(f"{section}.{key}: {value!r} must be {_KINDS[hint]}")
     return found
+
+
+def _is_of(value: Any, kind: type) -> bool:
+    """Whether a value is of a field's type; a whole number is a float too, what is not finite is none."""
+    return type(value) is kind and (kind is not float or math.isfinite(value)) or (kind is float and type(value) is int)
 
 
 def faults(config: Config) -> list[str]:
@@ -369,12 +442,34 @@ def _contradictions(config: Config) -> list[str]:
         f"mesh.tensor: {mesh.tensor} does not divide model.num_heads {model.num_heads}": (
             mesh.tensor > 0 and model.num_heads % mesh.tensor
         ),
-        "task.train: name the labelled training file (CSV, TSV or JSONL)": (
-            config.task.name == "classify" and not config.task.train
+        "task.train: name the training file (--help tells of which kind)": (
+            config.task.name in FROM_FILES and not config.task.train
+        ),
+        "task.multi_label: a number is no label; use it with --task.name classify": (
+            config.task.multi_label and config.task.name != "classify"
+        ),
+        "task.label_separator: must not be empty": config.task.multi_label and not config.task.label_separator,
+        f"train.{'early_stop' if train.early_stop else 'select'}: needs scores on dev while training; set "
+        "--train.eval-every, and --task.dev": (
+            (train.early_stop > 0 or train.select == "best")
+            and (not train.eval_every or (config.task.name in FROM_FILES and not config.task.dev))
+        ),
+        "train.early_stop: goes with --train.select best, the weights it waits for": (
+            train.early_stop > 0 and train.select != "best"
+        ),
+        f"train.reinit_layers: {train.reinit_layers}, without --train.init-from all layers are new": (
+            train.reinit_layers > 0 and not train.init_from
         ),
         "train.embedding_init: cooccurrence is for a pre-training from scratch; with --train.init-from, and for "
         "classify, use --train.embedding-init normal": (
             train.embedding_init == "cooccurrence" and (train.init_from != "" or config.task.name != "pretrain")
+        ),
+        "sweep: needs scores on dev; name --task.dev": (
+            any(dataclasses.astuple(config.sweep)) and (config.task.name in FROM_FILES and not config.task.dev)
+        ),
+        "sweep: it is for fine-tuning": any(dataclasses.astuple(config.sweep)) and config.task.name == "pretrain",
+        "sweep.num_epochs: with it, and with --sweep.batch-size, runs are as long as their epochs; all above 0": (
+            any(epochs <= 0 for epochs in config.sweep.num_epochs)
         ),
         "data.path: name a prepared folder or raw text ('builtin' is always there)": (
             config.task.name == "pretrain" and not data.path

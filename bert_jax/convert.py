@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from bert_jax.config import Config, ModelConfig, faults
+from bert_jax.config import PROBLEMS, Config, ModelConfig, faults
 from bert_jax.errors import CheckpointError, CommandParser, ConfigError, StorageError, run_command
 
 if TYPE_CHECKING:
@@ -80,10 +80,6 @@ SETTING_NAMES = {
 }
 # Other names of the two forms of GELU in files of Hugging Face.
 ACTIVATION_NAMES = {"gelu_python": "gelu", "gelu_pytorch_tanh": "gelu_new", "gelu_fast": "gelu_new"}
-
-
-# Hugging Face's names of what a classifier's scores mean.
-PROBLEMS = ("single_label_classification", "multi_label_classification", "regression")
 
 
 class Model(NamedTuple):

@@ -1,6 +1,6 @@
 """Evaluation over fixed batches: metric sums added up on the device, divided on the host."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -31,11 +31,11 @@ def evaluator(task: Task) -> Callable[[Params, Batch, Sums | None], tuple[Sums, 
 
 
 def evaluate(
-    task: Task, evaluate_batch: Callable, params: Params, batches: Iterator[Batch], mesh: Mesh
+    task: Task, name: str, evaluate_batch: Callable, params: Params, mesh: Mesh
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Metrics of one evaluation set, and the outputs of its examples in their order (empty for a task without)."""
+    """Metrics of the evaluation set `name`, and its outputs in their order (empty for a task without)."""
     sums, collected = None, []
-    for batch in batches:
+    for batch in task.eval_sets[name]():
         sums, outputs = evaluate_batch(params, global_batch(batch, mesh), sums)
         if outputs is not None:
             collected.append(jax.device_get(outputs))
@@ -43,6 +43,8 @@ def evaluate(
     if not collected:
         return metrics, {}
     outputs = {name: np.concatenate([part[name] for part in collected]) for name in collected[0]}
-    real = outputs.pop("weights") > 0
-    outputs = {name: rows[real] for name, rows in outputs.items()}
-    return metrics | task.score(outputs), outputs
+    rows = outputs.pop("rows")
+    real = np.flatnonzero(rows >= 0)  # the others only fill a batch
+    order = real[np.argsort(rows[real], kind="stable")]
+    outputs = {name: values[order] for name, values in outputs.items()}
+    return metrics | task.score(name, outputs), outputs

@@ -7,7 +7,6 @@ import argparse
 import contextlib
 import json
 import os
-from collections import Counter
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING, Any
 
@@ -23,7 +22,7 @@ TABLES = ("csv", "tsv", "jsonl")
 def input_texts(path: str, columns: TaskConfig) -> Iterator["Text"]:
     """Texts, or pairs where a pair column is named, of a table (.csv, .tsv, .jsonl); else one text a line."""
     if path.rsplit(".", 1)[-1].lower() in TABLES:
-        from bert_jax.tasks.classify import iterate_examples
+        from bert_jax.data.tables import iterate_examples
 
         for example in iterate_examples(path, columns, labelled=False):
             yield example.text if example.pair is None else (example.text, example.pair)
@@ -57,31 +56,6 @@ def _lines(path: str) -> Iterator[str]:
                 yield line.rstrip("\n")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text ({error.reason}); unpack or convert it") from error
-
-
-def input_questions(path: str) -> list[tuple[str, str, str]]:
-    """(id, question, context) of a file in SQuAD's JSON, all of it seen to be sound first. Raises DataError."""
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            found = [
-                (str(asked["id"]), asked["question"], paragraph["context"])
-                for article in json.load(file)["data"]
-                for paragraph in article["paragraphs"]
-                for asked in paragraph["qas"]
-            ]
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(f"{path}: not in SQuAD's JSON layout ({type(error).__name__}: {error})") from error
-    if not found:
-        raise DataError(f"{path}: no questions in it")
-    if twice := [key for key, count in Counter(key for key, *_ in found).items() if count > 1]:
-        raise DataError(f"{path}: two questions have the id {twice[0]!r}, and predictions go by id; rename one")
-    for key, *texts in found:
-        for name, text in zip(("question", "context"), texts, strict=True):
-            if not isinstance(text, str) or not any(map(str.isprintable, text.replace(" ", ""))):
-                raise DataError(f"{path}: question {key}: its {name} is {text!r}, no text")
-    return found
 
 
 def _positive(text: str) -> int:
@@ -140,9 +114,12 @@ def results(bert: "Bert", args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     elif args.command == "answer" and args.question is not None:
         yield from bert.answer(args.question, args.context, args.top)
     elif args.command == "answer":
-        keys, *texts = zip(*input_questions(args.input), strict=True)
-        for key, found in zip(keys, bert.answer_stream(zip(*texts, strict=True)), strict=True):
-            yield {"id": key, **found[0]}
+        from bert_jax.tasks.squad import read_questions
+
+        questions = read_questions(args.input)
+        asked = ((question.text, question.context) for question in questions)
+        for question, found in zip(questions, bert.answer_stream(asked), strict=True):
+            yield {"id": question.id, **found[0]}
     else:
         if args.command == "similarity":
             pairs = input_pairs(args.input, columns_of(args))

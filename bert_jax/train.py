@@ -24,7 +24,10 @@ from bert_jax.errors import INTERRUPTED, PREEMPTED, ConfigError, NonFiniteLossEr
 from bert_jax.progress import Progress, say
 
 # What a run makes in its workdir, and makes anew when there is something of that name.
-WRITTEN = ("config.json", "env.json", "metrics.jsonl", "model", "predictions", "results.json", "tb", "tokenizer")
+WRITTEN = {
+    *("best.json", "config.json", "env.json", "metrics.jsonl", "results.json", "sweep.csv", "sweep.json"),
+    *("model", "predictions", "runs", "tb", "tokenizer"),
+}
 
 
 def main(argv: list[str]) -> int:
@@ -39,24 +42,22 @@ def main(argv: list[str]) -> int:
         return 0
     if not command.workdir:
         raise ConfigError("--workdir: name the folder of the run")
-    return train(config, command.workdir, resume=command.resume, debug=command.debug)
+    from bert_jax import sweep
+
+    run_all = sweep.suite if config.task.name == "all" else sweep.sweep if sweep.is_sweep(config) else train
+    return run_all(config, command.workdir, resume=command.resume, debug=command.debug)
 
 
 def task_module(config: Config) -> Any:
     """The file of `tasks/` that the configuration names."""
-    from bert_jax.tasks import classify, pretrain
+    from bert_jax.tasks import classify, glue, ner, pretrain, squad
 
-    return {"pretrain": pretrain, "classify": classify}[config.task.name]
-
-
-def total_steps(config: Config, rows: int) -> int:
-    """Optimizer steps of the run, from num_epochs where it is set."""
-    if config.train.num_epochs > 0:
-        steps = config.train.num_epochs * rows / config.train.global_batch_size
-        if steps > config_lib.LARGEST_COUNT:
-            raise ConfigError(f"train.num_epochs: {config.train.num_epochs:g} make {steps:.3g} steps; ask for fewer")
-        return max(1, round(steps))
-    return config.train.num_steps
+    if config.task.name in config_lib.GLUE:
+        return glue
+    if config.task.name == "all":
+        raise ConfigError("task.name: all is many runs; name one task for this")
+    modules = {"pretrain": pretrain, "classify": classify, "regress": classify, "ner": ner, "squad": squad}
+    return modules[config.task.name]
 
 
 def dry_run(config: Config) -> str:
@@ -77,7 +78,7 @@ def dry_run(config: Config) -> str:
     rows = module.known_rows(config)
     if config.train.num_epochs > 0 and rows is None:
         return plan.report(config, params, 0, None) + "\n(steps follow from train.num_epochs when the text is prepared)"
-    return plan.report(config, params, total_steps(config, rows or 0), rows)
+    return plan.report(config, params, config_lib.total_steps(config, rows or 0), rows)
 
 
 def write_beginning(config: Config, workdir: str, task: Any, *, new: bool) -> None:
@@ -133,22 +134,38 @@ def stop_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def start_from(state: Any, model: Any, labels: tuple[str, ...]) -> Any:
+def start_from(state: Any, model: Any, labels: tuple[str, ...], problem: str, reinit_layers: int = 0) -> Any:
     """Puts loaded weights where name and shape agree; a table says what was loaded, newly made and ignored.
 
-    A classifier is taken only if its labels are `labels`: rows of other classes of the same number would fit as well.
+    A classifier is taken only if its labels are `labels` and mean the same `problem`: rows of other classes of the same
+    number would fit as well. With `reinit_layers`, the pooler and that many top layers stay as they were made.
     """
     from bert_jax.convert import table
     from bert_jax.sharding import named_leaves
 
     ours, theirs = named_leaves(state.params), named_leaves(model.params)
     loaded = {name for name in ours if name in theirs and theirs[name].shape == ours[name].shape}
-    if model.labels != labels:
-        loaded = {name for name in loaded if not name.startswith("classifier/")}
+    if (model.labels, model.problem) != (labels, problem):
+        loaded = {name for name in loaded if not name.startswith(("classifier/", "tagger/"))}
+    if reinit_layers:
+        loaded = {name for name in loaded if not name.startswith("pooler/")}
+        say(f"the top {reinit_layers} layers and the pooler are newly made")
+        theirs |= {name: keep_top(theirs[name], ours[name], reinit_layers) for name in loaded if _is_stacked(name)}
     unused = sorted({name.split("/")[0] for name in theirs.keys() - loaded})
     new = {name: array for name, array in ours.items() if name not in loaded}
     say(f"weights:\n{table({name: ours[name] for name in sorted(loaded)}, new, (*unused, *model.ignored))}")
     return with_params(state, {name: theirs[name] for name in loaded})
+
+
+def _is_stacked(name: str) -> bool:
+    return name.startswith("layers/")
+
+
+def keep_top(theirs: Any, ours: Any, count: int) -> Any:
+    """The layers [L, ...] of `theirs`, but the last `count` of them of `ours`."""
+    import numpy as np
+
+    return np.concatenate([theirs[: len(theirs) - count], np.asarray(ours)[len(theirs) - count :]])
 
 
 def with_params(state: Any, arrays: dict[str, Any]) -> Any:
@@ -171,7 +188,7 @@ def with_params(state: Any, arrays: dict[str, Any]) -> Any:
 def check_ours(workdir: str) -> None:
     """Raises ConfigError where a new run would overwrite what no run has made: every run leaves `lock`."""
     found = set(os.listdir(workdir)) if os.path.isdir(workdir) else set()
-    if not found & {"lock", "checkpoints"} and (lost := sorted(found & set(WRITTEN))):
+    if not found & {"lock", "checkpoints"} and (lost := sorted(found & WRITTEN)):
         raise ConfigError(f"--workdir {workdir}: its {', '.join(lost)} are no run's and would be lost; take another")
 
 
@@ -237,8 +254,8 @@ def check_resumed(config: Config, task: Any, before: Any, num_steps: int) -> Non
         say(f"note: not as the checkpoint was trained: {'; '.join(changed)}")
 
 
-def export(config: Config, workdir: str, params: Any, task: Any, results: dict, step: int) -> None:
-    """Writes the model directory and `results.json`."""
+def export(config: Config, workdir: str, params: Any, task: Any, results: dict, step: int, last: int) -> None:
+    """Writes the model directory and `results.json`: weights of `step`, of a run whose last one is `last`."""
     import jax
 
     from bert_jax import checkpoint, convert
@@ -246,7 +263,8 @@ def export(config: Config, workdir: str, params: Any, task: Any, results: dict, 
     if jax.process_index() != 0:
         return
     folder = os.path.join(workdir, "model")
-    convert.save_model(folder, jax.device_get(params), config.model, task.tokenizer, labels=task.labels, step=step)
+    about = {"labels": task.labels, "problem": task.problem, "step": last}
+    convert.save_model(folder, jax.device_get(params), config.model, task.tokenizer, **about)
     summary = {"task": config.task.name, "step": step, "metrics": results, "seed": config.train.seed}
     checkpoint.write_json(os.path.join(workdir, "results.json"), summary)
     say(f"done: model in {folder}, results in {os.path.join(workdir, 'results.json')}")
@@ -260,8 +278,9 @@ def train(config: Config, workdir: str, *, resume: str = "auto", debug: bool = F
     began = time.perf_counter()
     import jax
 
-    from bert_jax.sharding import check_batch, make_mesh
+    from bert_jax.sharding import check_batch, keep_programs, make_mesh
 
+    keep_programs()
     if os.path.exists(workdir) and not os.path.isdir(workdir):
         raise StorageError(f"--workdir {workdir}: a file, not a folder")
     check_ours(workdir)
@@ -285,7 +304,7 @@ def run(config: Config, workdir: str, mesh: Any, resume: str, began: float) -> i
     from bert_jax.evaluate import evaluate, evaluator
     from bert_jax.optimizer import build_optimizer, learning_rate_schedule, warmup_steps
     from bert_jax.recorder import Clock, Recorder
-    from bert_jax.sharding import global_batch
+    from bert_jax.sharding import global_batch, named_leaves
     from bert_jax.train_state import abstract_state, all_finite, create_state, train_step
 
     folder = checkpoint.checkpoints_folder(workdir)
@@ -293,7 +312,7 @@ def run(config: Config, workdir: str, mesh: Any, resume: str, began: float) -> i
     before = None if start is None else checkpoint.read_manifest(os.path.join(folder, str(start)))
     config, starting = fill_in(config, workdir, before)
     task = task_module(config).build(config)
-    num_steps = total_steps(config, task.rows)
+    num_steps = config_lib.total_steps(config, task.rows)
     if before is not None:
         check_resumed(config, task, before, num_steps)
     optimizer = build_optimizer(config.optimizer, num_steps, config.model.num_layers)
@@ -311,7 +330,7 @@ def run(config: Config, workdir: str, mesh: Any, resume: str, began: float) -> i
         else:
             state = create_state(task, optimizer, mesh, config.train.seed)
             if starting:
-                state = start_from(state, starting, task.labels)
+                state = start_from(state, starting, task.labels, task.problem, config.train.reinit_layers)
             elif task.first_params:
                 say("first embeddings: from what stands together in the text")
                 state = with_params(state, task.first_params())
@@ -367,26 +386,49 @@ def run(config: Config, workdir: str, mesh: Any, resume: str, began: float) -> i
         def save(step: int) -> None:
             if not all_finite(state.params):
                 raise not_finite("parameters past all bounds", step)
-            checkpoints.save(state, config=config, labels=task.labels, tokenizer=task.tokenizer.fingerprint)
+            about = {"labels": task.labels, "problem": task.problem, "tokenizer": task.tokenizer.fingerprint}
+            checkpoints.save(state, config=config, **about)
 
-        def evaluate_all(step: int) -> dict[str, dict[str, float]]:
+        def evaluate_all(params: Any, step: int, *, last: bool, quiet: bool = False) -> dict[str, dict[str, float]]:
+            """Scores of every set, of test sets and with prediction files only at the end; `quiet` records nothing."""
             results = {}
-            for name, batches in task.eval_sets.items():
-                if name == "test" and step < num_steps:
+            for name in task.eval_sets:
+                if name.startswith("test") and not last:
                     continue
-                results[name], outputs = evaluate(task, evaluate_batch, state.params, batches(), mesh)
-                if not all(math.isfinite(value) for value in results[name].values()):
-                    raise not_finite(f"{name} metrics {results[name]}", step)
-                if name != "test":
-                    recorder.write(step, {f"eval/{metric}": value for metric, value in results[name].items()})
-                if outputs and step == num_steps:
+                scores, outputs = evaluate(task, name, evaluate_batch, params, mesh)
+                if outputs and last:
                     task.write_predictions(os.path.join(workdir, "predictions"), name, outputs)
-                say(f"step {step:,} {name}: " + ", ".join(f"{key} {value:.4f}" for key, value in results[name].items()))
+                if name in task.unlabelled:
+                    continue
+                results[name] = scores
+                if not all(math.isfinite(value) for value in scores.values()):
+                    raise not_finite(f"{name} metrics {scores}", step)
+                if name in ("dev", "eval") and not quiet:
+                    recorder.write(step, {f"eval/{metric}": value for metric, value in scores.items()})
+                if not quiet:
+                    say(f"step {step:,} {name}: " + ", ".join(f"{key} {value:.4f}" for key, value in scores.items()))
             return results
 
+        def choose(results: dict[str, dict[str, float]], step: int) -> None:
+            """Notes the step with the best score on dev, in `best.json` and by keeping its checkpoint."""
+            nonlocal best, saved
+            if config.train.select != "best" or (best and results["dev"][task.metric] <= best["value"]):
+                return
+            if saved < step:
+                save(step)
+                saved = step
+            checkpoints.wait()
+            best = {"step": step, "metric": task.metric, "value": results["dev"][task.metric]}
+            checkpoints.kept_step = step
+            checkpoint.write_json(os.path.join(workdir, "best.json"), best)
+
         settings, saved, step = config.train, start, start
+        best = best_so_far(workdir, start)
+        checkpoints.kept_step = best["step"] if best else None
+        if settings.select == "best" and start and start % settings.eval_every == 0:
+            choose(evaluate_all(state.params, start, last=False, quiet=True), start)  # a kill may have come before it
         batches = pipeline.stream(task.train_batch, start, num_steps)
-        while step < num_steps and not stop:
+        while step < num_steps and not stop and not gave_up(settings, best, step):
             waiting = time.perf_counter()
             batch = next(batches)
             clock.waited += time.perf_counter() - waiting
@@ -404,23 +446,47 @@ def run(config: Config, workdir: str, mesh: Any, resume: str, began: float) -> i
                 pending = None
                 with clock.excluding():
                     if evaluating:
-                        evaluate_all(step)
-                    if saving:
+                        choose(evaluate_all(state.params, step, last=False), step)
+                    if saving and saved < step:
                         save(step)
                         saved = step
         if pending is not None:
             log(finish(pending), step)
         progress.close()
-        results = {} if stop else evaluate_all(step)
         if saved < step or not checkpoint.steps(folder):
             save(step)
+            saved = step
         checkpoints.wait()
         if stop:
             say(f"saved step {step:,} in {folder}; the same command goes on from there")
             return stop[0]
-        checkpoint.verify(os.path.join(folder, str(num_steps)))
-        export(config, workdir, state.params, task, results, num_steps)
+        checkpoint.verify(os.path.join(folder, str(step)))
+        params, chosen = state.params, step
+        if settings.select == "best":
+            choose(evaluate_all(params, step, last=False), step)
+            chosen = best["step"]
+            say(f"step {chosen:,} is the best on dev: {task.metric} {best['value']:.4f}")
+            if chosen != step:
+                weights, _ = checkpoint.load_params(os.path.join(folder, str(chosen)))
+                params = with_params(state, named_leaves(weights)).params
+        results = evaluate_all(params, chosen, last=True, quiet=chosen != step)
+        export(config, workdir, params, task, results, chosen, step)
     return 0
+
+
+def best_so_far(workdir: str, start: int) -> dict[str, Any] | None:
+    """What `best.json` says, unless the run goes on from before that step."""
+    try:
+        with open(os.path.join(workdir, "best.json"), encoding="utf-8") as file:
+            best = json.load(file)
+    except FileNotFoundError:
+        return None
+    return best if 0 < best["step"] <= start else None
+
+
+def gave_up(settings: config_lib.TrainConfig, best: dict[str, Any] | None, step: int) -> bool:
+    """Whether `early_stop` evaluations have not bettered the score."""
+    return bool(best and settings.early_stop) and (step - best["step"]) // settings.eval_every >= settings.early_stop
 
 
 def record(task: Any, metrics: dict[str, Any]) -> dict[str, float]:

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from bert_jax import metrics
 from bert_jax.config import Config, DataConfig, OptimizerConfig, TaskConfig, TrainConfig
-from bert_jax.convert import Model
+from bert_jax.convert import PROBLEMS, Model
+from bert_jax.data.tables import Example, read_examples
 from bert_jax.errors import ConfigError, DataError
 from bert_jax.tasks import classify
 from bert_jax.train import start_from, train
@@ -96,18 +96,18 @@ def test_from_scratch_needs_a_tokenizer(tables, small_config, tokenizer_folder, 
 @pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl"])
 def test_the_three_kinds_of_table_read_alike(tmp_path, ending):
     path = write_rows(tmp_path / f"t.{ending}", [("one text", "a"), ("another", "b")])
-    found = classify.read_examples(path, TaskConfig())
+    found = read_examples(path, TaskConfig())
     assert [(example.text, example.label) for example in found] == [("one text", "a"), ("another", "b")]
 
 
 def test_quirks_of_real_tables(tmp_path):
     path = tmp_path / "t.csv"
     path.write_bytes('\ufefftext,label\r\n"two\nlines, and a comma",1\r\nplain,0\r\n'.encode())
-    found = classify.read_examples(str(path), TaskConfig())
+    found = read_examples(str(path), TaskConfig())
     assert [example.text for example in found] == ["two\nlines, and a comma", "plain"]
     tsv = tmp_path / "t.tsv"
     tsv.write_text('text\tlabel\nan "unbalanced quote\t1\nfine\t0\n')
-    assert classify.read_examples(str(tsv), TaskConfig())[0].text == 'an "unbalanced quote'
+    assert read_examples(str(tsv), TaskConfig())[0].text == 'an "unbalanced quote'
 
 
 BAD_TABLES = {
@@ -153,7 +153,7 @@ def test_a_label_only_in_dev_names_file_and_line(tables, tmp_path, tokenizer_fol
 
 
 def test_labels_become_numbers_in_their_order():
-    examples = [classify.Example("x", None, label, line) for line, label in enumerate("bab", 2)]
+    examples = [Example("x", None, label, line) for line, label in enumerate("bab", 2)]
     assert classify.label_numbers(examples, ("a", "b"), "t.csv").tolist() == [1, 0, 1]
     with pytest.raises(DataError, match="t.csv: line 2: label 'b' is not among"):
         classify.label_numbers(examples, ("a", "c"), "t.csv")
@@ -162,7 +162,7 @@ def test_labels_become_numbers_in_their_order():
 def test_tables_with_an_unnamed_column_are_read(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text(",text,label\n0,one,\u00b2\n1,two,3\n", encoding="utf-8")
-    found = classify.read_examples(str(path), TaskConfig())
+    found = read_examples(str(path), TaskConfig())
     assert [example.text for example in found] == ["one", "two"]
     assert classify.label_names(str(path), found) == ("3", "\u00b2")
 
@@ -191,20 +191,12 @@ def test_a_classifier_of_other_labels_is_not_taken_over(labels, taken, small_con
     weights = jax.tree.map(lambda leaf: np.asarray(leaf) + 1, params)
     state = TrainState(step=0, params=params, opt_state=())
     model = Model(weights, small_config.model, "", ("no", "yes"))
-    found = start_from(state, model, labels).params
+    found = start_from(state, model, labels, PROBLEMS[0]).params
     same = np.array_equal(found["classifier"]["dense"]["kernel"], weights["classifier"]["dense"]["kernel"])
     assert same == taken
     np.testing.assert_array_equal(found["pooler"]["dense"]["kernel"], weights["pooler"]["dense"]["kernel"])
 
 
 def test_label_order_is_numeric_then_alphabetic():
-    examples = [classify.Example("x", None, label, 0) for label in ("10", "2", "b", "a", "2")]
+    examples = [Example("x", None, label, 0) for label in ("10", "2", "b", "a", "2")]
     assert classify.label_names("t", examples) == ("2", "10", "a", "b")
-
-
-def test_metrics_are_the_field_s():
-    predictions, labels = np.array([1, 1, 0, 0, 1]), np.array([1, 0, 0, 1, 1])
-    assert metrics.accuracy(predictions, labels) == pytest.approx(0.6)
-    assert metrics.f1(predictions, labels) == pytest.approx(2 / 3)
-    assert metrics.f1(np.zeros(5, int), labels) == 0.0
-    assert metrics.macro_f1(predictions, labels, 2) == pytest.approx((2 / 3 + 0.5) / 2)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bert_jax.data import corpus
+from bert_jax.data import corpus, tfds
 from bert_jax.errors import ConfigError, DataError
 
 SENTENCES = [
@@ -204,7 +204,7 @@ def test_tfds_faults(tfds_folder, monkeypatch, name, field, words):
 def test_damaged_tfds_files_are_told(tfds_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     shutil.copytree(tfds_folder, tmp_path, dirs_exist_ok=True)
-    before = corpus.tfds_files("tfds:tiny/letters:train")
+    before = tfds.files("tfds:tiny/letters:train")
     assert len(before) >= 3 and all(file.startswith(str(tmp_path)) for file in before)
     record = next(file for file in before if "tfrecord" in file)
     Path(record).write_bytes(b"x" * os.path.getsize(record))

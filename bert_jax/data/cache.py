@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from bert_jax.config import DataConfig, cache_folder, fingerprint
-from bert_jax.data import prepare
-from bert_jax.data.corpus import TFDS, read_documents, resolve_inputs, tfds_files
+from bert_jax.data import prepare, tfds
+from bert_jax.data.corpus import read_documents, resolve_inputs
 from bert_jax.data.tokenizer_model import Tokenizer, load_tokenizer, publish
 from bert_jax.data.tokenizer_training import train_tokenizer
 from bert_jax.errors import ConfigError
@@ -73,7 +73,7 @@ def _fingerprint_inputs(path: str) -> list[Any]:
             versions = {(dist.name, dist.version) for dist in importlib.metadata.distributions()}
             found.append([item, sys.version, sorted(versions)])
             continue
-        for file in tfds_files(item) if item.startswith(TFDS) else [item]:
+        for file in tfds.files(item) if item.startswith(tfds.TFDS) else [item]:
             status = os.stat(file)
             found.append([item, os.path.realpath(file), status.st_size, status.st_mtime_ns])
     return found

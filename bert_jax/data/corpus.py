@@ -15,13 +15,14 @@ import re
 import statistics
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
+from bert_jax.data import tfds
 from bert_jax.data.builtin import builtin_texts
+from bert_jax.data.tfds import TFDS
 from bert_jax.errors import ConfigError, DataError
 
 BUILTIN = "builtin"
-TFDS = "tfds:"
 _TEXT_ENDINGS = (".txt", ".text", ".jsonl", ".txt.gz", ".text.gz", ".jsonl.gz")  # what a folder is searched for
 
 _DOCUMENT_CHARS = 1_000_000  # a longer document comes in pieces
@@ -303,55 +304,10 @@ def _json_text(line: str, place: str, text_field: str) -> str:
 
 
 def _tfds_texts(name: str, text_field: str) -> Iterator[str]:
-    dataset, split = _tfds_name(name)
-    builder = _tfds_builder(name, dataset)
-    import tensorflow as tf
-    import tensorflow_datasets as tfds  # here, because it takes seconds and only these inputs need it
-
-    features = dict(builder.info.features)
-    if not isinstance(features.get(text_field), tfds.features.Text):
+    features = tfds.features(name)
+    if type(features.get(text_field)).__name__ != "Text":
         raise DataError(f"{name}: no text in {text_field!r}; choose with --text-field among: {', '.join(features)}")
-    try:  # decodes nothing but the text: the data set may hold images
-        examples = builder.as_dataset(split=split, decoders=tfds.decode.PartialDecoding({text_field: True}))
-    except ValueError as error:
-        raise DataError(f"{name}: {_first_line(error)}; its splits: {', '.join(builder.info.splits)}") from error
-    try:
-        for example in tfds.as_numpy(examples):
-            yield example[text_field].decode("utf-8", "replace")
-    except tf.errors.OpError as error:
-        raise DataError(f"{name}: {_first_line(error)}; its files are damaged, make it again") from error
-
-
-def _tfds_builder(name: str, dataset: str) -> Any:
-    import tensorflow_datasets as tfds
-
-    way_out = f"make it first with: tfds build {dataset}, or set TFDS_DATA_DIR to the folder it is in"
-    try:
-        builder = tfds.builder(dataset, data_dir=os.environ.get("TFDS_DATA_DIR"))
-    except Exception as error:  # not found, or a description that protobuf cannot parse
-        raise DataError(f"{name}: {_first_line(error)}; {way_out}") from error
-    if not builder.data_path.exists():
-        raise DataError(f"{name}: not in {builder.data_path}; {way_out}")
-    return builder
-
-
-def tfds_files(name: str) -> list[str]:
-    """The files of a TFDS data set."""
-    dataset = _tfds_name(name)[0]
-    folder = os.fspath(_tfds_builder(name, dataset).data_path)
-    return sorted(os.path.join(folder, file) for file in os.listdir(folder))
-
-
-def _tfds_name(name: str) -> tuple[str, str]:
-    """NAME/CONFIG and SPLIT."""
-    match = re.fullmatch(r"tfds:(.+?(?::\d+\.\d+\.\d+)?):(.+)", name)
-    if not match:
-        raise DataError(f"{name}: write {TFDS}NAME:SPLIT or {TFDS}NAME/CONFIG:SPLIT, such as {TFDS}glue/sst2:train")
-    return match.groups()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0].rstrip(".")  # TFDS goes on with a list of all its data sets
+    return (row[text_field].decode("utf-8", "replace") for row in tfds.rows(name, [text_field]))
 
 
 # Sentences

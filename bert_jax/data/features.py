@@ -3,15 +3,21 @@
 Shapes: B batch, S sequence.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from bert_jax.data.pipeline import host_share, permute, row_numbers
+
 if TYPE_CHECKING:
     from bert_jax.data.tokenizer_model import Tokenizer
 
-LENGTH_STEP = 32  # batches are padded to a multiple of this, so that few shapes compile
+# Lengths that batches are padded to, so that few shapes compile: close together where most texts are.
+PREDICT_LENGTHS = (*range(8, 32, 2), *range(32, 64, 8), *range(64, 128, 16), *range(128, 513, 64))
+TRAIN_LENGTHS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # fewer: a training step takes longer to compile
+WINDOW = 32  # batches whose rows are dealt out by length
 
 
 class Features(NamedTuple):
@@ -51,10 +57,32 @@ def featurize(
     return Features(ids, types, cut)
 
 
+def padded(length: int, steps: Sequence[int], most: int) -> int:
+    """The first of `steps` that is not below `length`; `most` where there is none, or it is more."""
+    return min(next((step for step in steps if step >= length), most), most)
+
+
 def padded_length(features: Features, numbers: np.ndarray, max_seq_len: int) -> int:
-    """The length step that the longest of `numbers` needs (-1 is none), at most `max_seq_len`."""
+    """The length that a training batch of `numbers` (-1 is none) is padded to, at most `max_seq_len`."""
     longest = max(len(features.ids[number]) for number in numbers if number >= 0)
-    return min(-(-longest // LENGTH_STEP) * LENGTH_STEP, max_seq_len)
+    return padded(longest, TRAIN_LENGTHS, max_seq_len)
+
+
+def batches_by_length(lengths: np.ndarray, batch_size: int, seed: int, num_steps: int) -> Callable[[int], np.ndarray]:
+    """step -> int64 [B] rows of a training batch; rows of a batch are of similar length, so that little is padding.
+
+    Each epoch has every row once, in an order of its own (`pipeline.row_numbers`); then the rows of WINDOW batches are
+    sorted by length, dealt out, and those batches shuffled. A pure function of the step: nothing to save or rewind.
+    """
+
+    @functools.lru_cache(maxsize=4)
+    def window(number: int) -> np.ndarray:
+        steps = range(number * WINDOW, min((number + 1) * WINDOW, num_steps))
+        rows = np.concatenate([row_numbers(step, batch_size, len(lengths), seed) for step in steps])
+        rows = rows[np.argsort(lengths[rows], kind="stable")].reshape(len(steps), batch_size)
+        return rows[permute(np.arange(len(steps)), len(steps), seed * 1_000_003 + number)]
+
+    return lambda step: window(step // WINDOW)[step % WINDOW]
 
 
 def collate(features: Features, numbers: np.ndarray, pad_id: int, length: int) -> dict[str, np.ndarray]:
@@ -70,3 +98,47 @@ def collate(features: Features, numbers: np.ndarray, pad_id: int, length: int) -
             batch["segment_ids"][row, : len(ids)] = 1
     batch["position_ids"] = np.broadcast_to(np.arange(length, dtype=np.int32), shape).copy()
     return batch
+
+
+class Labelled(NamedTuple):
+    """Features and what each of them should give."""
+
+    features: Features
+    targets: dict[str, np.ndarray | list[np.ndarray]]
+    """name -> array [n, ...], or a list of n arrays [S], one value a piece."""
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 [n], pieces of each."""
+        return np.array([len(ids) for ids in self.features.ids])
+
+
+def labelled_batch(
+    found: Labelled, rows: np.ndarray, pad_id: int, max_seq_len: int, *, host: int = 0, hosts: int = 1
+) -> dict[str, np.ndarray]:
+    """The batch of `rows` (-1 only fills it), of which this host's share: `collate`, the targets, `label_weights` [B]
+    unless they are among the targets, and `rows` [B].
+
+    The length looks at the global batch, so that all hosts agree on the shape.
+    """
+    mine, length = rows[host_share(rows, host, hosts)], padded_length(found.features, rows, max_seq_len)
+    batch = collate(found.features, mine, pad_id, length)
+    batch["label_weights"] = (mine >= 0).astype(np.float32)
+    for name, values in found.targets.items():
+        if isinstance(values, list):
+            batch[name] = np.zeros((len(mine), length), values[0].dtype)
+            for place, row in zip(batch[name], mine, strict=True):
+                if row >= 0:
+                    place[: len(values[row])] = values[row]
+        else:
+            batch[name] = values[np.maximum(mine, 0)]
+            batch[name][mine < 0] = 0
+    return batch | {"rows": mine.astype(np.int32)}
+
+
+def rows_by_length(lengths: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
+    """All rows once, [B] at a time, neighbours in length together; -1 fills the last batch."""
+    order = np.argsort(lengths, kind="stable")
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        yield np.pad(rows, (0, batch_size - len(rows)), constant_values=-1)

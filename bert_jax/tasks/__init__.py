@@ -3,6 +3,8 @@
 Each file of this folder tells one task whole: examples -> batches, modules, loss, metric sums, score.
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -10,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bert_jax.config import ModelConfig
+from bert_jax.config import PROBLEMS, Config, ModelConfig, total_steps
+from bert_jax.data.features import Labelled, batches_by_length, labelled_batch, rows_by_length
 from bert_jax.data.tokenizer_model import Tokenizer, load_tokenizer
 from bert_jax.errors import ConfigError
 from bert_jax.model import Encoder
@@ -44,12 +47,18 @@ class Task(NamedTuple):
     """The data in one line."""
     labels: tuple[str, ...] = ()
     """Names of the classes, in order."""
+    problem: str = PROBLEMS[0]
+    """What a classifier's scores mean."""
+    metric: str = ""
+    """The score on the set "dev" that models are chosen by, the higher the better; "" when there is none."""
+    unlabelled: frozenset[str] = frozenset()
+    """Evaluation sets whose labels nobody knows: predictions are written, scores are not."""
     first_params: Callable[[], dict[str, np.ndarray]] | None = None
     """path -> array of parameters that a new run takes from its data instead of from `init`."""
     outputs: Callable[[Params, Batch], dict[str, jax.Array]] | None = None
     """(params, batch) -> arrays [B, ...] of every row, for scores that are no sums."""
-    score: Callable[[dict[str, np.ndarray]], dict[str, float]] | None = None
-    """outputs of a whole evaluation set -> metrics."""
+    score: Callable[[str, dict[str, np.ndarray]], dict[str, float]] | None = None
+    """(evaluation set, its outputs in their order) -> metrics."""
     write_predictions: Callable[[str, str, dict[str, np.ndarray]], None] | None = None
     """(folder, evaluation set, outputs) -> files with one prediction an example."""
 
@@ -62,6 +71,48 @@ def choose_tokenizer(named: str, of_weights: str) -> str:
     if named and of_weights and load_tokenizer(named).fingerprint != load_tokenizer(of_weights).fingerprint:
         raise ConfigError(f"data.tokenizer: {named} is not the tokenizer of the weights, {of_weights}; leave it out")
     return of_weights or named
+
+
+def take_tokenizer(config: Config, tokenizer: str) -> Config:
+    """Sets `data.tokenizer` to `tokenizer`, that of the weights, when a fine-tuning starts from some."""
+    path = choose_tokenizer(config.data.tokenizer, tokenizer)
+    if not path:
+        raise ConfigError("data.tokenizer: name one, or start from weights with --train.init-from")
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=path))
+
+
+def tokenizer_of(config: Config) -> Tokenizer:
+    """The tokenizer of a fine-tuning. Raises ConfigError when it has more pieces than the model has rows."""
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    if tokenizer.vocab_size > config.model.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size: {config.model.vocab_size}, but {config.data.tokenizer} has {tokenizer.vocab_size} "
+            f"pieces; set --model.vocab-size {tokenizer.vocab_size}"
+        )
+    return tokenizer
+
+
+def runner(config: Config, sets: dict[str, Labelled], pad_id: int) -> dict[str, Any]:
+    """What a fine-tuning's `Task` says of its batches: `rows`, `train_batch` of the set "train", and `eval_sets`."""
+    length, batch_size, count = config.data.max_seq_len, config.train.global_batch_size, len(sets["train"].features.ids)
+    hosts = {"host": jax.process_index(), "hosts": jax.process_count()}
+    steps = total_steps(config, count)
+    rows_of = batches_by_length(sets["train"].lengths, batch_size, config.train.seed, steps)
+
+    def batches(found: Labelled) -> Iterator[Batch]:
+        for rows in rows_by_length(found.lengths, batch_size):
+            yield labelled_batch(found, rows, pad_id, length, **hosts)
+
+    return {
+        "rows": count,
+        "train_batch": lambda step: labelled_batch(sets["train"], rows_of(step), pad_id, length, **hosts),
+        "eval_sets": {name: functools.partial(batches, found) for name, found in sets.items() if name != "train"},
+    }
+
+
+def cut_note(count: int, what: str, length: int) -> str:
+    """What is added to a task's facts when `count` of `what` did not fit."""
+    return f"; {count:,} {what} are cut to {length} pieces" if count else ""
 
 
 def encode(

@@ -1,17 +1,42 @@
 """A label for each word, and the entities they spell (Devlin et al. 2019, section 5.3; CoNLL-2003)."""
 
+import functools
 import itertools
+import os
 import unicodedata
+from collections import Counter
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from bert_jax.config import ModelConfig
-from bert_jax.data.features import Features
+from bert_jax.config import Config, ModelConfig
+from bert_jax.data.features import Features, Labelled
 from bert_jax.data.tokenizer_model import Tokenizer
+from bert_jax.errors import DataError
 from bert_jax.heads import ClassifierHead
-from bert_jax.tasks import Batch, Params, encode, init_encoder
+from bert_jax.tasks import (
+    Batch,
+    Params,
+    Sums,
+    Task,
+    cut_note,
+    encode,
+    init_encoder,
+    loss_and_accuracy,
+    runner,
+    take_tokenizer,
+    tokenizer_of,
+)
+
+
+class Sentence(NamedTuple):
+    """Words and their labels; `line` is where it begins in its file."""
+
+    words: list[str]
+    labels: list[str]
+    line: int
 
 
 class Word(NamedTuple):
@@ -42,6 +67,60 @@ class Entity(NamedTuple):
     last: int
 
 
+# Reading
+
+
+def read_sentences(path: str) -> list[Sentence]:
+    """Sentences of a file in CoNLL's columns: the word first, its label last, a blank line between sentences.
+
+    Lines that begin with -DOCSTART- part documents and are left out. Raises DataError naming file and line.
+    """
+    found, words, labels, line = [], [], [], 0
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            for line, text in enumerate(itertools.chain(file, [""]), 1):
+                cells = text.split()
+                if cells and cells[0] != "-DOCSTART-":
+                    if len(cells) < 2:
+                        raise DataError(f"{path}: line {line}: {cells[0]!r} has no label; give word and label")
+                    words.append(cells[0])
+                    labels.append(cells[-1])
+                elif words:
+                    found.append(Sentence(words, labels, line - len(words)))
+                    words, labels = [], []
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 after line {line} ({error.reason}); convert it to UTF-8") from error
+    if not found:
+        raise DataError(f"{path}: no sentences in it")
+    return found
+
+
+def label_names(path: str, sentences: list[Sentence]) -> tuple[str, ...]:
+    """Distinct labels, O first, then by kind."""
+    names = {label for sentence in sentences for label in sentence.labels}
+    if len(names) < 2:
+        raise DataError(f"{path}: every word has the label {names.pop()!r}; two at least are needed")
+    return tuple(sorted(names, key=lambda name: (name != "O", name[2:] if name[1:2] == "-" else name, name)))
+
+
+def label_numbers(path: str, sentences: list[Sentence], labels: tuple[str, ...]) -> list[np.ndarray]:
+    """int32 [words] of each sentence. Raises DataError on a label that training never saw."""
+    number = {name: index for index, name in enumerate(labels)}
+    for sentence in sentences:
+        for place, label in enumerate(sentence.labels):
+            if label not in number:
+                raise DataError(
+                    f"{path}: line {sentence.line + place}: label {label!r} is not among the training labels "
+                    f"{', '.join(labels)}"
+                )
+    return [np.array([number[label] for label in sentence.labels], np.int32) for sentence in sentences]
+
+
+# The model
+
+
 def init(config: ModelConfig, num_labels: int, key: jax.Array) -> Params:
     """Encoder and tagger."""
     keys = jax.random.split(key, 2)
@@ -56,6 +135,20 @@ def logits(config: ModelConfig, params: Params, batch: Batch, key: jax.Array | N
     num_labels = params["tagger"]["dense"]["bias"].shape[0]
     head = ClassifierHead(config, num_labels, config.hidden_dropout, deterministic=key is None)
     return head.apply({"params": params["tagger"]}, hidden, rngs=None if key is None else {"dropout": head_key})
+
+
+def sums(config: ModelConfig, params: Params, batch: Batch, key: jax.Array | None) -> Sums:
+    """Cross-entropy and accuracy over the first pieces of words."""
+    return loss_and_accuracy("", logits(config, params, batch, key), batch["labels"], batch["label_weights"])
+
+
+def outputs(config: ModelConfig, params: Params, batch: Batch, *, length: int) -> dict[str, jax.Array]:
+    """What `score` is made of: the label of every piece, padded to [B, length]."""
+    labels = logits(config, params, batch).argmax(-1).astype(jnp.int32)
+    return {"labels": jnp.pad(labels, ((0, 0), (0, length - labels.shape[1]))), "rows": batch["rows"]}
+
+
+# Words and windows
 
 
 def split_words(text: str, tokenizer: Tokenizer) -> list[Word]:
@@ -118,6 +211,23 @@ def decode(shown: Windows, scores: list[np.ndarray]) -> list[np.ndarray]:
     return found
 
 
+def piece_labels(shown: Windows, labels: list[np.ndarray]) -> dict[str, list[np.ndarray]]:
+    """`labels` int32 [S] and `label_weights` float32 [S] of each window: 1 at the first piece of a word, in the one
+    window in which it is scored."""
+    found = {"labels": [], "label_weights": []}
+    for row in shown.features.ids:
+        found["labels"].append(np.zeros(len(row), np.int32))
+        found["label_weights"].append(np.zeros(len(row), np.float32))
+    for numbers, mine in zip(shown.of_sentence, labels, strict=True):
+        ranges = [shown.ranges[number] for number in numbers]
+        for word, label in enumerate(mine):
+            best = best_window(word, ranges)
+            place = shown.starts[numbers[best]][word - ranges[best][0]]
+            found["labels"][numbers[best]][place] = label
+            found["label_weights"][numbers[best]][place] = 1
+    return found
+
+
 def windows(counts: list[int], room: int) -> list[tuple[int, int]]:
     """Ranges of words, (first, last), that cover all words with at most `room` pieces each.
 
@@ -163,3 +273,79 @@ def entities(labels: list[str]) -> list[Entity]:
         else:
             found.append(Entity(kind, number, number + 1))
     return found
+
+
+def score_entities(real: list[list[str]], predicted: list[list[str]]) -> dict[str, float]:
+    """precision, recall and f1 of whole entities over all sentences, 0 to 1, as conlleval counts them."""
+    true, found = (
+        {(number, *entity) for number, labels in enumerate(sentences) for entity in entities(labels)}
+        for sentences in (real, predicted)
+    )
+    right = len(true & found)
+    precision, recall = (right / len(some) if some else 0.0 for some in (found, true))
+    return {"precision": precision, "recall": recall, "f1": 2 * right / (len(true) + len(found)) if right else 0.0}
+
+
+# The task
+
+complete = take_tokenizer
+
+
+def init_params(config: Config, key: jax.Array) -> Params:
+    """`init` with the labels that the training file names."""
+    path = config.task.train
+    return init(config.model, len(label_names(path, read_sentences(path))), key)
+
+
+def known_rows(config: Config) -> int | None:
+    """Unknown before sentences are cut into windows."""
+    return None
+
+
+def build(config: Config) -> Task:
+    """Reads, cuts into windows and binds the functions above to them."""
+    task, length, tokenizer = config.task, config.data.max_seq_len, tokenizer_of(config)
+    paths = {name: path for name, path in (("train", task.train), ("dev", task.dev), ("test", task.test)) if path}
+    read = {name: read_sentences(path) for name, path in paths.items()}
+    labels = label_names(task.train, read["train"])
+    shown, ready = {}, {}
+    for name, sentences in read.items():
+        numbers = label_numbers(paths[name], sentences, labels)
+        shown[name] = featurize(word_ids([sentence.words for sentence in sentences], tokenizer), tokenizer, length)
+        ready[name] = Labelled(shown[name].features, piece_labels(shown[name], numbers))
+
+    def predicted(name: str, found: dict[str, np.ndarray]) -> list[list[str]]:
+        return [[labels[number] for number in row] for row in decode(shown[name], list(found["labels"]))]
+
+    def score(name: str, found: dict[str, np.ndarray]) -> dict[str, float]:
+        return score_entities([sentence.labels for sentence in read[name]], predicted(name, found))
+
+    def write(folder: str, name: str, found: dict[str, np.ndarray]) -> None:
+        """`folder/name.conll`: word, true label, predicted label, as conlleval reads them."""
+        os.makedirs(folder, exist_ok=True)
+        with open(os.path.join(folder, f"{name}.conll"), "w", encoding="utf-8") as file:
+            for sentence, row in zip(read[name], predicted(name, found), strict=True):
+                file.writelines(
+                    f"{word} {true} {label}\n"
+                    for word, true, label in zip(sentence.words, sentence.labels, row, strict=True)
+                )
+                file.write("\n")
+
+    kinds = Counter(entity.kind for sentence in read["train"] for entity in entities(sentence.labels))
+    counts = ", ".join(f"{kind} {count:,}" for kind, count in sorted(kinds.items()))
+    cut = sum(found.features.cut for found in shown.values())
+    return Task(
+        init=functools.partial(init, config.model, len(labels)),
+        sums=functools.partial(sums, config.model),
+        weights=lambda batch: {"loss": batch["label_weights"].sum()},
+        losses=("loss",),
+        **runner(config, ready, tokenizer.pad_id),
+        tokenizer=tokenizer,
+        facts=f"{len(read['train']):,} sentences ({counts}) from {task.train} in {len(shown['train'].ranges):,} windows"
+        + cut_note(cut, "words", length - 2),
+        labels=labels,
+        metric="f1",
+        outputs=functools.partial(outputs, config.model, length=length),
+        score=score,
+        write_predictions=write,
+    )
