@@ -19,6 +19,14 @@ from bert_jax.data.tokenizer_training import train_tokenizer
 
 VOCAB_SIZE = 1000
 SEQ_LEN = 64
+SENTENCES = [
+    "The lighthouse keeper wrote a letter to his sister every Sunday evening.",
+    "Nobody on the mainland believed that Mr. Alder could live alone for so long!",
+    "Was the winter of 1887 not the coldest that anyone there remembered?",
+    "He kept two goats, a garden, and a shelf of books about the stars.",
+    "When the boat came back in April, the lamp was still burning.",
+]
+LETTER = " ".join(SENTENCES)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -76,3 +84,41 @@ def small_config(prepared, tokenizer) -> Config:
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=10),
         train=TrainConfig(global_batch_size=16, num_steps=20, log_every=1, save_every=10, eval_batches=2),
     )
+
+
+@pytest.fixture(scope="session")
+def tfds_folder(tmp_path_factory) -> str:
+    """A small TFDS data set, `tiny/letters`, made here: texts, a class, and a list of classes."""
+    import tensorflow_datasets as tfds
+
+    with tfds.core.registered.skip_registration():  # so that it is found by its files alone
+
+        class Tiny(tfds.core.GeneratorBasedBuilder):
+            __module__ = "tiny"  # in a package such as `tests`, TFDS wants importlib_resources to find it
+            VERSION = tfds.core.Version("1.0.0")
+            BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="letters")]
+
+            def _info(self):
+                features = tfds.features.FeaturesDict(
+                    {
+                        "text": tfds.features.Text(),
+                        "mark": tfds.features.ClassLabel(num_classes=10),
+                        "kinds": tfds.features.Sequence(tfds.features.ClassLabel(names=["even", "small"])),
+                    }
+                )
+                return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+            def _split_generators(self, dl_manager):
+                return {
+                    "train": enumerate(
+                        {"text": f"Letter {i} came. {LETTER}", "mark": i, "kinds": [0][i % 2 :] + [1] * (i < 5)}
+                        for i in range(10)
+                    )
+                }
+
+            def _generate_examples(self):
+                raise NotImplementedError
+
+    folder = str(tmp_path_factory.mktemp("tfds"))
+    Tiny(data_dir=folder).download_and_prepare()
+    return folder

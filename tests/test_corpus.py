@@ -14,15 +14,9 @@ import pytest
 
 from bert_jax.data import corpus, tfds
 from bert_jax.errors import ConfigError, DataError
+from tests.conftest import LETTER, SENTENCES
 
-SENTENCES = [
-    "The lighthouse keeper wrote a letter to his sister every Sunday evening.",
-    "Nobody on the mainland believed that Mr. Alder could live alone for so long!",
-    "Was the winter of 1887 not the coldest that anyone there remembered?",
-    "He kept two goats, a garden, and a shelf of books about the stars.",
-    "When the boat came back in April, the lamp was still burning.",
-]
-PROSE = " ".join(SENTENCES)
+PROSE = LETTER
 
 
 @pytest.fixture
@@ -148,34 +142,6 @@ def test_input_bytes(write):
     assert corpus.input_bytes([path]) == len(PROSE)
     assert corpus.input_bytes([path, "builtin"]) is None
     assert corpus.input_bytes([write(gzip.compress(b"x"), "a.txt.gz")]) is None
-
-
-@pytest.fixture(scope="module")
-def tfds_folder(tmp_path_factory):
-    import tensorflow_datasets as tfds
-
-    with tfds.core.registered.skip_registration():  # so that it is found by its files alone
-
-        class Tiny(tfds.core.GeneratorBasedBuilder):
-            __module__ = "tiny"  # in a package such as `tests`, TFDS wants importlib_resources to find it
-            VERSION = tfds.core.Version("1.0.0")
-            BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="letters")]
-
-            def _info(self):
-                features = tfds.features.FeaturesDict(
-                    {"text": tfds.features.Text(), "mark": tfds.features.ClassLabel(num_classes=10)}
-                )
-                return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
-
-            def _split_generators(self, dl_manager):
-                return {"train": enumerate({"text": f"Letter {i} came. {PROSE}", "mark": i} for i in range(10))}
-
-            def _generate_examples(self):
-                raise NotImplementedError
-
-    folder = str(tmp_path_factory.mktemp("tfds"))
-    Tiny(data_dir=folder).download_and_prepare()
-    return folder
 
 
 def test_tfds_examples_are_documents(tfds_folder, monkeypatch):
