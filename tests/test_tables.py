@@ -19,9 +19,9 @@ def test_tfds_rows_have_labels_by_name(tfds_folder, monkeypatch):
     several = read_examples("tfds:tiny/letters:train", TaskConfig(label_column="kinds"))
     assert [several[number].label for number in (0, 1, 6, 7)] == [("even", "small"), ("small",), ("even",), ()]
     with pytest.raises(DataError, match="no column 'body'"):
-        read_examples("tfds:tiny/letters:train", TaskConfig(text_column="body"))
+        read_examples("tfds:tiny/letters:train", TaskConfig(text_column="body", label_column="mark"))
     with pytest.raises(DataError, match="'kinds' holds neither"):
-        read_examples("tfds:tiny/letters:train", TaskConfig(text_column="kinds"))
+        read_examples("tfds:tiny/letters:train", TaskConfig(text_column="kinds", label_column="mark"))
 
 
 def test_lists_in_json_are_several_labels(tmp_path):

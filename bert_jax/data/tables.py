@@ -119,7 +119,7 @@ def _tfds_rows(path: str, columns: list[str]) -> Iterator[tuple[int, dict[str, C
     features = tfds.features(path)
     known = [column for column in columns if column in features]
     if len(known) < len(columns):
-        yield 1, dict.fromkeys(known)  # the reader tells which is absent
+        yield 1, dict.fromkeys(features)  # the reader tells which is absent
         return
     names = {column: getattr(_element(features[column]), "int2str", None) for column in known}
     for number, row in enumerate(tfds.rows(path, known), 1):
