@@ -218,9 +218,9 @@ class TaskConfig:
     """pretrain (masked language model and next sentence), classify (labels of a text or pair), regress (a number of
     one), ner (a label for each word), squad (answers as spans of a text), a task of GLUE, or all of GLUE."""
     data_dir: str = ""
-    """Folder of a GLUE task's official files (train.tsv, dev.tsv, test.tsv); empty reads it from TFDS."""
+    """Folder of train, dev and test; of GLUE that of the official files, without which it is read from TFDS."""
     train: str = ""
-    """Labelled training file: CSV, TSV or JSONL, told by its ending, or tfds:NAME/CONFIG:SPLIT; for squad its
+    """Labelled training file: CSV, TSV, JSONL or XML, told by its ending, or tfds:NAME/CONFIG:SPLIT; for squad its
     JSON, for ner columns as CoNLL's."""
     dev: str = ""
     """File that models are judged on while they are made."""
@@ -240,6 +240,16 @@ class TaskConfig:
     """What stands between the labels of a cell, with multi_label."""
     max_train_examples: int = 0
     """Use only this many training examples, drawn by train.seed; 0 uses all."""
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Those of "train", "dev" and "test" that are named, with their folder."""
+        named = {"train": self.train, "dev": self.dev, "test": self.test}
+        return {
+            part: path if path.startswith("tfds:") else os.path.join(self.data_dir, path)
+            for part, path in named.items()
+            if path
+        }
 
 
 # Hugging Face's names of what a classifier's scores mean: one class, several labels, or numbers.

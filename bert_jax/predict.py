@@ -16,7 +16,7 @@ from bert_jax.errors import CommandParser, ConfigError, DataError, run_command
 if TYPE_CHECKING:
     from bert_jax.bert import Bert, Text
 
-TABLES = ("csv", "tsv", "jsonl")
+TABLES = ("csv", "tsv", "jsonl", "xml")
 
 
 def input_texts(path: str, columns: TaskConfig) -> Iterator["Text"]:

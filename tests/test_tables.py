@@ -49,3 +49,26 @@ def test_cells_with_separators_are_several_labels(tmp_path):
     path.write_text('text,label\nx,"a, b"\ny,\nz,b\n')
     found = classify.split_labels(read_examples(str(path), TaskConfig()), ",")
     assert [example.label for example in found] == [("a", "b"), (), ("b",)]
+
+
+def test_xml_pairs_are_rows(tmp_path):
+    path = tmp_path / "t.xml"
+    rows = "".join(
+        f'<pair entailment="{label}" id="{i}" similarity="{i}.5">\n <t>S\u00e3o &lt;{i}&gt;</t>\n <h>h{i}</h></pair>\n'
+        for i, label in enumerate(("Entailment", "None"))
+    )
+    path.write_text(f"<?xml version='1.0' encoding='utf-8'?>\n<corpus>\n{rows}</corpus>\n", encoding="utf-8")
+    columns = TaskConfig(text_column="t", text_pair_column="h", label_column="entailment")
+    found = read_examples(str(path), columns)
+    assert [tuple(example) for example in found] == [
+        ("S\u00e3o <0>", "h0", "Entailment", 1),
+        ("S\u00e3o <1>", "h1", "None", 2),
+    ]
+    path.write_text("<corpus><pair>", encoding="utf-8")
+    with pytest.raises(DataError, match="not whole XML"):
+        read_examples(str(path), columns)
+
+
+def test_files_are_in_their_folder():
+    task = TaskConfig(data_dir="d", train="a.csv", dev="/b.csv", test="tfds:x:test")
+    assert task.files == {"train": "d/a.csv", "dev": "/b.csv", "test": "tfds:x:test"}

@@ -1,4 +1,4 @@
-"""Labelled texts from tables: CSV, TSV and JSONL with named columns, told by their ending, and TFDS by name."""
+"""Labelled texts from tables: CSV, TSV, JSONL and XML with named columns, told by their ending, and TFDS by name."""
 
 import csv
 import json
@@ -6,18 +6,19 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
+from xml.etree import ElementTree
 
 from bert_jax.config import TaskConfig, did_you_mean
 from bert_jax.data import tfds
 from bert_jax.errors import DataError
 
-ENDINGS = ("csv", "tsv", "jsonl")
+ENDINGS = ("csv", "tsv", "jsonl", "xml")
 Cell = str | tuple[str, ...] | None  # text or a number as text; a list of them; anything else
 _REST = object()  # key of cells beyond the header
 
 
 class Example(NamedTuple):
-    """One text; `line` is where it stands in its file, or its number in a TFDS split."""
+    """One text; `line` is where it stands in its file, or its number in an XML file or TFDS split."""
 
     text: str
     pair: str | None
@@ -63,10 +64,24 @@ def read_rows(path: str, columns: list[str]) -> Iterator[tuple[int, dict[str, Ce
         return _tfds_rows(path, columns)
     kind = path.rsplit(".", 1)[-1].lower()
     if kind not in ENDINGS:
-        raise DataError(f"{path}: the ending must be .csv, .tsv or .jsonl, or the beginning {tfds.TFDS}")
+        raise DataError(f"{path}: the ending must be .csv, .tsv, .jsonl or .xml, or the beginning {tfds.TFDS}")
     if not os.path.isfile(path):
         raise DataError(f"{path}: no such file")
-    return _file_rows(path, kind)
+    return _xml_rows(path) if kind == "xml" else _file_rows(path, kind)
+
+
+def _xml_rows(path: str) -> Iterator[tuple[int, dict[str, Cell]]]:
+    """A row for each element below the first: its attributes, and the texts of what is in it (ASSIN's layout)."""
+    number, depth = 0, 0
+    try:
+        for event, element in ElementTree.iterparse(path, ("start", "end")):
+            depth += 1 if event == "start" else -1
+            if event == "end" and depth == 1:
+                number += 1
+                yield number, dict(element.attrib) | {child.tag: child.text or "" for child in element}
+                element.clear()
+    except ElementTree.ParseError as error:
+        raise DataError(f"{path}: not whole XML ({error}); fetch it again") from error
 
 
 def _file_rows(path: str, kind: str) -> Iterator[tuple[int, dict[str, Cell]]]:

@@ -233,7 +233,8 @@ def write_predictions(
 def training_examples(config: Config) -> Examples:
     """The training file's examples, or a random `max_train_examples` of them."""
     task = config.task
-    return Examples(task.train, draw(task, config.train.seed, _read(task.train, task)))
+    path = task.files["train"]
+    return Examples(path, draw(task, config.train.seed, _read(path, task)))
 
 
 def draw(task: TaskConfig, seed: int, examples: list[Example]) -> list[Example]:
@@ -277,9 +278,7 @@ def build(config: Config) -> Task:
     training = training_examples(config)
     sets = {"train": training}
     sets |= {
-        name: Examples(path, _read(path, config.task))
-        for name, path in (("dev", config.task.dev), ("test", config.task.test))
-        if path
+        name: Examples(path, _read(path, config.task)) for name, path in config.task.files.items() if name != "train"
     }
     problem, labels = problem_of(config.task), names_of(config, training)
     return build_from(

@@ -293,7 +293,7 @@ complete = take_tokenizer
 
 def init_params(config: Config, key: jax.Array) -> Params:
     """`init` with the labels that the training file names."""
-    path = config.task.train
+    path = config.task.files["train"]
     return init(config.model, len(label_names(path, read_sentences(path))), key)
 
 
@@ -305,9 +305,9 @@ def known_rows(config: Config) -> int | None:
 def build(config: Config) -> Task:
     """Reads, cuts into windows and binds the functions above to them."""
     task, length, tokenizer = config.task, config.data.max_seq_len, tokenizer_of(config)
-    paths = {name: path for name, path in (("train", task.train), ("dev", task.dev), ("test", task.test)) if path}
+    paths = task.files
     read = {name: read_sentences(path) for name, path in paths.items()}
-    labels = label_names(task.train, read["train"])
+    labels = label_names(paths["train"], read["train"])
     shown, ready = {}, {}
     for name, sentences in read.items():
         numbers = label_numbers(paths[name], sentences, labels)
@@ -341,8 +341,8 @@ def build(config: Config) -> Task:
         losses=("loss",),
         **runner(config, ready, tokenizer.pad_id),
         tokenizer=tokenizer,
-        facts=f"{len(read['train']):,} sentences ({counts}) from {task.train} in {len(shown['train'].ranges):,} windows"
-        + cut_note(cut, "words", length - 2),
+        facts=f"{len(read['train']):,} sentences ({counts}) from {paths['train']} "
+        f"in {len(shown['train'].ranges):,} windows" + cut_note(cut, "words", length - 2),
         labels=labels,
         metric="f1",
         outputs=functools.partial(outputs, config.model, length=length),

@@ -358,7 +358,7 @@ def init_params(config: Config, key: jax.Array) -> Params:
 
 def known_rows(config: Config) -> int | None:
     """Unknown before the texts are cut into windows."""
-    read_questions(config.task.train)
+    read_questions(config.task.files["train"])
     return None
 
 
@@ -377,12 +377,11 @@ def build(config: Config) -> Task:
     """Reads, cuts into windows and binds the functions above to them."""
     task, length, tokenizer = config.task, config.data.max_seq_len, tokenizer_of(config)
     asked, shown, ready = {}, {}, {}
-    for name, path in (("train", task.train), ("dev", task.dev), ("test", task.test)):
-        if path:
-            asked[name] = read_set(path, task.version_2, train=name == "train")
-            texts, contexts = zip(*((question.text, question.context) for question in asked[name]), strict=True)
-            shown[name] = featurize(list(texts), list(contexts), tokenizer, length)
-            ready[name] = Labelled(shown[name].features, answer_pieces(shown[name], asked[name]))
+    for name, path in task.files.items():
+        asked[name] = read_set(path, task.version_2, train=name == "train")
+        texts, contexts = zip(*((question.text, question.context) for question in asked[name]), strict=True)
+        shown[name] = featurize(list(texts), list(contexts), tokenizer, length)
+        ready[name] = Labelled(shown[name].features, answer_pieces(shown[name], asked[name]))
     thresholds: dict[str, float] = {}
 
     def predict(name: str, found: dict[str, np.ndarray]) -> tuple[list[str], list[float]]:
@@ -422,8 +421,9 @@ def build(config: Config) -> Task:
         losses=("loss",),
         **runner(config, ready, tokenizer.pad_id),
         tokenizer=tokenizer,
-        facts=f"{len(asked['train']):,} questions from {task.train} in {len(shown['train'].ranges):,} windows, "
-        f"{whole:,} of them with an answer" + cut_note(cut, "questions", min(MAX_QUESTION, length // 2)),
+        facts=f"{len(asked['train']):,} questions from {task.files['train']} "
+        f"in {len(shown['train'].ranges):,} windows, {whole:,} of them with an answer"
+        + cut_note(cut, "questions", min(MAX_QUESTION, length // 2)),
         metric="f1",
         outputs=functools.partial(outputs, config.model, length=length),
         score=score,
