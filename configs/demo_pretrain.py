@@ -11,8 +11,8 @@ the end (25 % masked), next-sentence accuracy 0.641.
 Rotten Tomatoes test accuracy, mean and standard deviation of seeds 0, 1, 2, the same model with and without these
 weights, everything else alike (dropout 0.1 on both sides):
 
-    500 labels, 20 epochs    71.1 +- 0.8 %  against  60.9 +- 1.3 %   +10.2 points
-    all 6,530,  3 epochs     76.9 +- 0.2 %  against  72.8 +- 0.6 %    +4.2 points
+    500 labels, 20 epochs    71.3 +- 0.4 %  against  60.5 +- 1.8 %   +10.8 points
+    all 6,530,  3 epochs     77.0 +- 0.3 %  against  73.7 +- 0.5 %    +3.3 points
 
 What made it: embeddings that start from co-occurrences and sinusoids, and the training that goes on from there. With
 `--train.embedding-init normal` the same run ended at a held-out loss of 6.00, and 500 labels at 58.5 +- 1.7 %, which is
