@@ -329,11 +329,10 @@ def run(config: Config, workdir: str, mesh: Any, resume: str, began: float) -> i
             say(f"resumed at step {start:,}")
         else:
             state = create_state(task, optimizer, mesh, config.train.seed)
+            if task.first_params:
+                state = with_params(state, task.first_params())
             if starting:
                 state = start_from(state, starting, task.labels, task.problem, config.train.reinit_layers)
-            elif task.first_params:
-                say("first embeddings: from what stands together in the text")
-                state = with_params(state, task.first_params())
         write_beginning(config, workdir, task, new=start is None)
         start = start or 0
         recorder = stack.enter_context(contextlib.closing(Recorder(workdir, start)))

@@ -191,3 +191,18 @@ def test_numbers_and_several_labels_from_tables_to_results(config, tmp_path):
         else:
             assert results["spearman"] > 0.5 and set(results) == {"loss", "pearson", "spearman"}
             assert settings["problem_type"] == classify.NUMBER and settings["id2label"] == {"0": "number"}
+
+
+def test_a_regression_begins_at_the_mean_unless_weights_say_more(config, tmp_path):
+    rows = [(f"the function {number}", f"{number}") for number in (1, 2, 6)]
+    path = write_rows(tmp_path / "t.csv", rows)
+    still = OptimizerConfig(learning_rate=1e-12, warmup_steps=1)
+    one = dataclasses.replace(config, task=TaskConfig(name="regress", train=path, dev=path), optimizer=still)
+    assert train(replaced(one, num_epochs=1), str(tmp_path / "first")) == 0
+    found = named_leaves(convert.load_model(str(tmp_path / "first")).params)["classifier/dense/bias"]
+    assert found == pytest.approx(3)
+    other = write_rows(tmp_path / "o.csv", [("the function", "10"), ("a value", "20")])
+    two = dataclasses.replace(one, task=TaskConfig(name="regress", train=other, dev=other))
+    assert train(replaced(two, num_epochs=1, init_from=str(tmp_path / "first")), str(tmp_path / "second")) == 0
+    found = named_leaves(convert.load_model(str(tmp_path / "second")).params)["classifier/dense/bias"]
+    assert found == pytest.approx(3)

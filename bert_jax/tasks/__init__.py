@@ -54,7 +54,8 @@ class Task(NamedTuple):
     unlabelled: frozenset[str] = frozenset()
     """Evaluation sets whose labels nobody knows: predictions are written, scores are not."""
     first_params: Callable[[], dict[str, np.ndarray]] | None = None
-    """path -> array of parameters that a new run takes from its data instead of from `init`."""
+    """path -> array of parameters that a new run takes from its data instead of from `init`; weights that it starts
+    from go before them."""
     outputs: Callable[[Params, Batch], dict[str, jax.Array]] | None = None
     """(params, batch) -> arrays [B, ...] of every row, for scores that are no sums."""
     score: Callable[[str, dict[str, np.ndarray]], dict[str, float]] | None = None

@@ -134,6 +134,7 @@ def first_params(
     config: ModelConfig, rows: pipeline.PreparedRows, regular: np.ndarray, seed: int
 ) -> dict[str, np.ndarray]:
     """Tables of tokens [V, D] (pad rows are zeros) and positions, with the scale that random vectors would have."""
+    say("first embeddings: from what stands together in the text")
     tokens = cooccurrence.token_vectors(rows, regular, config.hidden_size, seed)
     positions = sinusoids(config.max_position_embeddings, config.hidden_size)
     return {
