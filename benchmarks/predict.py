@@ -116,6 +116,31 @@ def rates(model: str, texts: list[str], rounds: int) -> None:
         )
 
 
+def layouts(model: str, rounds: int = 50) -> None:
+    """Prints milliseconds for one sentence of 16 pieces with the layers apart, as prediction has them, and stacked."""
+    import jax
+    import jax.numpy as jnp
+
+    import bert_jax
+    from bert_jax.convert import load_model
+    from bert_jax.tasks import embed
+
+    bert = bert_jax.load(model)
+    trees = {"apart": bert.params, "stacked": jax.tree.map(jnp.asarray, load_model(model).params)}
+    ids = np.ones((1, 16), np.int32)
+    batch = {"input_ids": ids, "token_type_ids": 0 * ids, "segment_ids": ids, "position_ids": np.arange(16)[None]}
+    run = jax.jit(lambda params: embed.vectors(bert.config, params, batch))
+    seconds: dict[str, list[float]] = {name: [] for name in trees}
+    for number in range(rounds + 1):
+        for name, params in trees.items():
+            began = time.perf_counter()
+            np.asarray(run(params))
+            if number:
+                seconds[name].append(time.perf_counter() - began)
+    for name, values in seconds.items():
+        print(f"layers {name}: {1000 * statistics.median(values):.1f} ms for one sentence (median of {rounds})")
+
+
 def first_answers(model: str, text: str, rounds: int) -> None:
     """Prints seconds from command to first answer, compiled programs being there from an earlier run."""
     commands = {
@@ -150,6 +175,7 @@ def main() -> None:
     texts = [row[column] for row in rows for column in args.columns]
     if not args.rounds:
         return
+    layouts(args.model)
     rates(args.model, texts, args.rounds)
     first_answers(args.model, texts[0], args.rounds)
 

@@ -42,7 +42,7 @@ class Manifest(NamedTuple):
     step: int
     config: Config
     labels: tuple[str, ...]
-    problem: str  # what a classifier's scores mean: one of convert.PROBLEMS
+    problem: str  # what a classifier's scores mean: one of config.PROBLEMS
     tokenizer: str  # its fingerprint
     tree: dict[str, list]
     files: dict[str, dict]
@@ -177,7 +177,7 @@ class Checkpointer:
         config: Config,
         tokenizer: str,
         labels: tuple[str, ...] = (),
-        problem: str = "single_label_classification",
+        problem: str = config_lib.PROBLEMS[0],
     ) -> None:
         """Copies the state off the devices, then writes it while training goes on. `tokenizer` is its fingerprint.
 
@@ -314,7 +314,7 @@ def save_params(
     tokenizer: "Tokenizer",
     *,
     labels: tuple[str, ...] = (),
-    problem: str = "single_label_classification",
+    problem: str = config_lib.PROBLEMS[0],
 ) -> None:
     """Writes a workdir that holds weights alone, as its step 0, whole or not at all: to predict or to start from."""
     import orbax.checkpoint as ocp

@@ -194,27 +194,15 @@ class TrainConfig:
     """Model directory, workdir or checkpoint whose weights start this run; its step and optimizer are not taken."""
 
 
+FROM_FILES = ("classify", "regress", "ner", "squad")  # fine-tuning on files that the configuration names
+GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
+
+
 @dataclass(frozen=True)
 class TaskConfig:
     """What is learned, and for fine-tuning from which labels."""
 
-    name: Literal[
-        "pretrain",
-        "classify",
-        "regress",
-        "ner",
-        "squad",
-        "cola",
-        "sst2",
-        "mrpc",
-        "stsb",
-        "qqp",
-        "mnli",
-        "qnli",
-        "rte",
-        "wnli",
-        "all",
-    ] = "pretrain"
+    name: Literal["pretrain", *FROM_FILES, *GLUE, "all"] = "pretrain"
     """pretrain (masked language model and next sentence), classify (labels of a text or pair), regress (a number of
     one), ner (a label for each word), squad (answers as spans of a text), a task of GLUE, or all of GLUE."""
     data_dir: str = ""
@@ -254,8 +242,6 @@ class TaskConfig:
 
 # Hugging Face's names of what a classifier's scores mean: one class, several labels, or numbers.
 PROBLEMS = ("single_label_classification", "multi_label_classification", "regression")
-GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
-FROM_FILES = ("classify", "regress", "ner", "squad")
 
 
 @dataclass(frozen=True)
@@ -429,6 +415,8 @@ def _contradictions(config: Config) -> list[str]:
     """Settings that are sound alone and not together."""
     model, data, train, mesh = config.model, config.data, config.train, config.mesh
     accumulate = config.optimizer.accumulate
+    sweeps = any(dataclasses.astuple(config.sweep))
+    without_dev = config.task.name in FROM_FILES and not config.task.dev
     axes = (mesh.data, mesh.fsdp, mesh.tensor)
     checks = {
         f"model.num_heads: {model.num_heads} does not divide model.hidden_size {model.hidden_size}": (
@@ -462,7 +450,7 @@ def _contradictions(config: Config) -> list[str]:
         f"train.{'early_stop' if train.early_stop else 'select'}: needs scores on dev while training; set "
         "--train.eval-every, and --task.dev": (
             (train.early_stop > 0 or train.select == "best")
-            and (not train.eval_every or (config.task.name in FROM_FILES and not config.task.dev))
+            and (not train.eval_every or without_dev or config.task.name == "pretrain")
         ),
         "train.early_stop: goes with --train.select best, the weights it waits for": (
             train.early_stop > 0 and train.select != "best"
@@ -474,13 +462,9 @@ def _contradictions(config: Config) -> list[str]:
         "classify, use --train.embedding-init normal": (
             train.embedding_init == "cooccurrence" and (train.init_from != "" or config.task.name != "pretrain")
         ),
-        "sweep: needs scores on dev; name --task.dev": (
-            any(dataclasses.astuple(config.sweep)) and (config.task.name in FROM_FILES and not config.task.dev)
-        ),
-        "sweep: it is for fine-tuning": any(dataclasses.astuple(config.sweep)) and config.task.name == "pretrain",
-        "sweep.num_epochs: with it, and with --sweep.batch-size, runs are as long as their epochs; all above 0": (
-            any(epochs <= 0 for epochs in config.sweep.num_epochs)
-        ),
+        "sweep: needs scores on dev; name --task.dev": sweeps and without_dev,
+        "sweep: it is for fine-tuning": sweeps and config.task.name == "pretrain",
+        "sweep.num_epochs: all must be above 0": any(epochs <= 0 for epochs in config.sweep.num_epochs),
         "data.path: name a prepared folder or raw text ('builtin' is always there)": (
             config.task.name == "pretrain" and not data.path
         ),

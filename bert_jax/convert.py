@@ -52,7 +52,8 @@ LEAVES = {
     "mlm_head/bias": "cls.predictions.bias",
 }
 PADDED = ("embeddings/token_embedding", "mlm_head/bias")  # ours have rows that only pad the vocabulary
-# Class of transformers -> the modules that it has beside the encoder. A tree is of the first of which it has all.
+# Class of transformers -> the modules that it has beside the encoder. A tree is of the first of which it has all, else
+# of the last.
 CLASSES = {
     "BertForSequenceClassification": ("pooler", "classifier"),
     "BertForTokenClassification": ("tagger",),
@@ -61,7 +62,6 @@ CLASSES = {
     "BertForNextSentencePrediction": ("pooler", "nsp_head"),
     "BertForMaskedLM": ("mlm_head",),
     "BertModel": ("pooler",),
-    "BertModel without pooler": (),
 }
 # ModelConfig field -> key of Hugging Face's config.json
 SETTING_NAMES = {
@@ -219,7 +219,7 @@ def save_model(
 
 def class_of(modules: Iterable[str]) -> str:
     """The class of transformers for a tree with these top-level modules."""
-    return next(name for name, its in CLASSES.items() if set(its) <= set(modules)).split()[0]
+    return next((name for name, its in CLASSES.items() if set(its) <= set(modules)), "BertModel")
 
 
 def to_settings(
@@ -446,8 +446,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--input", required=True, help="model directory, workdir, step, or prefix of a TF1 checkpoint")
     parser.add_argument("--output", required=True, help="folder to make; it must not be there")
     parser.add_argument("--to", choices=("huggingface", "orbax"), default="huggingface", help="default: huggingface")
-    classes = [name for name in CLASSES if " " not in name]
-    parser.add_argument("--as", dest="kind", choices=classes, help="keep only the modules that this class has")
+    parser.add_argument("--as", dest="kind", choices=tuple(CLASSES), help="keep only the modules that this class has")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(argv)
     if not args.output.strip() or os.path.lexists(args.output):

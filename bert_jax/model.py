@@ -16,7 +16,7 @@ from bert_jax.sharding import constrain_batch
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """x Phi(x) (Hendrycks and Gimpel 2016), with erf in float32; `jax.nn.gelu`'s erfc costs a tenth of all on a CPU."""
+    """x Phi(x) (Hendrycks and Gimpel 2016), with erf in float32: `jax.nn.gelu`'s erfc takes longer."""
     wide = x.astype(jnp.float32)
     return (wide * (0.5 + 0.5 * jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
 
@@ -191,7 +191,7 @@ class Encoder(nn.Module):
 def separate_layers(params: dict[str, Any], num_layers: int) -> dict[str, Any]:
     """`params` with the stack `layers` taken apart into `layers_0`, …: what prediction runs.
 
-    A slice of the stack is a copy in every call: of 11.2 ms for one sentence with MiniLM-L6 on a CPU it was 8.
+    A slice of the stack is a copy in every call: half of the time of one sentence (`benchmarks/predict.py`).
     """
     layers = {f"layers_{i}": jax.tree.map(operator.itemgetter(i), params["layers"]) for i in range(num_layers)}
     return {name: tree for name, tree in params.items() if name != "layers"} | layers

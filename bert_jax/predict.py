@@ -11,23 +11,20 @@ from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING, Any
 
 from bert_jax.config import TaskConfig
+from bert_jax.data.tables import ENDINGS, iterate_examples
 from bert_jax.errors import CommandParser, ConfigError, DataError, run_command
 
 if TYPE_CHECKING:
     from bert_jax.bert import Bert, Text
 
-TABLES = ("csv", "tsv", "jsonl", "xml")
-
 
 def input_texts(path: str, columns: TaskConfig) -> Iterator["Text"]:
     """Texts, or pairs where a pair column is named, of a table (.csv, .tsv, .jsonl); else one text a line."""
-    if path.rsplit(".", 1)[-1].lower() in TABLES:
-        from bert_jax.data.tables import iterate_examples
-
+    if path.rsplit(".", 1)[-1].lower() in ENDINGS:
         for example in iterate_examples(path, columns, labelled=False):
             yield example.text if example.pair is None else (example.text, example.pair)
     elif columns != TaskConfig():
-        raise ConfigError(f"--input {path}: columns are of tables, whose names end in .csv, .tsv or .jsonl")
+        raise ConfigError(f"--input {path}: columns are of tables, whose names end in .csv, .tsv, .jsonl or .xml")
     else:
         yield from _lines(path)
 

@@ -87,7 +87,7 @@ def sweep(config: Config, workdir: str, *, resume: str = "auto", debug: bool = F
                     return code
             with open(path, encoding="utf-8") as file:
                 results.append(json.load(file))
-        metric = chosen_by(run.config)
+        metric = results[0]["metric"]
         best, summary = choose(runs, results, metric)
         write_csv(os.path.join(workdir, "sweep.csv"), runs, results)
         copy_model(os.path.join(workdir, "runs", runs[best].name, "model"), os.path.join(workdir, "model"))
@@ -108,15 +108,6 @@ def check_same(config: Config, workdir: str) -> None:
         if changed := config_lib.differences(before, config):
             raise ConfigError(f"--workdir {workdir}: its runs were made otherwise ({'; '.join(changed)}); take another")
     write_json(path, asked)
-
-
-def chosen_by(config: Config) -> str:
-    """The score on dev that runs are chosen by."""
-    from bert_jax.tasks import classify, glue
-
-    if config.task.name in GLUE:
-        return glue.SPECS[config.task.name].metric
-    return "f1" if config.task.name in ("ner", "squad") else classify.METRICS[classify.problem_of(config.task)]
 
 
 def choose(runs: list[Run], results: list[dict], metric: str) -> tuple[int, dict]:
@@ -195,6 +186,15 @@ def table(runs: list[Run], results: list[dict], metric: str) -> str:
 
 def suite(config: Config, workdir: str, *, resume: str = "auto", debug: bool = False) -> int:
     """Every task of GLUE in a folder of its own below `workdir`, then the paper's table of dev scores."""
+    from bert_jax import train
+
+    train.check_ours(workdir)
+    os.makedirs(workdir, exist_ok=True)
+    with contextlib.closing(train.lock(workdir)):
+        return _suite(config, workdir, resume, debug)
+
+
+def _suite(config: Config, workdir: str, resume: str, debug: bool) -> int:
     from bert_jax import checkpoint, train
 
     found = {}

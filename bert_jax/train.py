@@ -141,6 +141,7 @@ def start_from(state: Any, model: Any, labels: tuple[str, ...], problem: str, re
     number would fit as well. With `reinit_layers`, the pooler and that many top layers stay as they were made.
     """
     from bert_jax.convert import table
+    from bert_jax.optimizer import STACKED
     from bert_jax.sharding import named_leaves
 
     ours, theirs = named_leaves(state.params), named_leaves(model.params)
@@ -148,17 +149,19 @@ def start_from(state: Any, model: Any, labels: tuple[str, ...], problem: str, re
     if (model.labels, model.problem) != (labels, problem):
         loaded = {name for name in loaded if not name.startswith(("classifier/", "tagger/"))}
     if reinit_layers:
+        if reinit_layers > model.config.num_layers:
+            raise ConfigError(
+                f"train.reinit_layers: {reinit_layers}, the weights have {model.config.num_layers} layers"
+            )
         loaded = {name for name in loaded if not name.startswith("pooler/")}
         say(f"the top {reinit_layers} layers and the pooler are newly made")
-        theirs |= {name: keep_top(theirs[name], ours[name], reinit_layers) for name in loaded if _is_stacked(name)}
+        theirs |= {
+            name: keep_top(theirs[name], ours[name], reinit_layers) for name in loaded if name.startswith(STACKED)
+        }
     unused = sorted({name.split("/")[0] for name in theirs.keys() - loaded})
     new = {name: array for name, array in ours.items() if name not in loaded}
     say(f"weights:\n{table({name: ours[name] for name in sorted(loaded)}, new, (*unused, *model.ignored))}")
     return with_params(state, {name: theirs[name] for name in loaded})
-
-
-def _is_stacked(name: str) -> bool:
-    return name.startswith("layers/")
 
 
 def keep_top(theirs: Any, ours: Any, count: int) -> Any:
@@ -266,6 +269,8 @@ def export(config: Config, workdir: str, params: Any, task: Any, results: dict, 
     about = {"labels": task.labels, "problem": task.problem, "step": last}
     convert.save_model(folder, jax.device_get(params), config.model, task.tokenizer, **about)
     summary = {"task": config.task.name, "step": step, "metrics": results, "seed": config.train.seed}
+    if task.metric:
+        summary["metric"] = task.metric
     checkpoint.write_json(os.path.join(workdir, "results.json"), summary)
     say(f"done: model in {folder}, results in {os.path.join(workdir, 'results.json')}")
 

@@ -72,7 +72,7 @@ def read_safetensors(folder: str) -> Weights:
     """All tensors of a folder's `model.safetensors`, or of the files that its index names. Raises CheckpointError."""
     single, index = os.path.join(folder, SAFETENSORS), os.path.join(folder, INDEX)
     if os.path.isfile(single):
-        return canonical(_read_file(single))
+        return canonical(_read_file(single), single)
     try:
         with open(index, encoding="utf-8") as file:
             places = {str(name): os.fspath(part) for name, part in json.load(file)["weight_map"].items()}
@@ -86,7 +86,7 @@ def read_safetensors(folder: str) -> Weights:
         tensors |= _read_file(path)
     if lost := sorted(places.keys() - tensors.keys()):
         raise CheckpointError(f"{index}: {lost[0]} is not in {places[lost[0]]}, where it should be; fetch that again")
-    return canonical(tensors)
+    return canonical(tensors, index)
 
 
 def _read_file(path: str) -> dict[str, np.ndarray]:
@@ -117,7 +117,7 @@ def read_google(prefix: str) -> Weights:
     except (OpError, ValueError, IndexError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{prefix}: cannot be read as a TensorFlow checkpoint ({reason})") from error
-    found, slots = canonical(tensors), len(names) - len(kept)
+    found, slots = canonical(tensors, prefix), len(names) - len(kept)
     return found._replace(ignored=(*found.ignored, f"{slots} variables of the optimizer")) if slots else found
 
 
@@ -140,7 +140,7 @@ def _from_google(name: str) -> str:
     return re.sub(r"/kernel$", "/weight", name).replace("/", ".")
 
 
-def canonical(tensors: dict[str, np.ndarray]) -> Weights:
+def canonical(tensors: dict[str, np.ndarray], source: str) -> Weights:
     """Older spellings -> present ones: no `bert.` or a `module.` prefix, `gamma` and `beta`, the decoder's copies.
 
     Raises CheckpointError where two names mean one weight and differ, as in a model whose MLM decoder is not tied.
@@ -152,7 +152,7 @@ def canonical(tensors: dict[str, np.ndarray]) -> Weights:
         if new in _BUFFERS:
             ignored.append(name)
         elif new in renamed and not np.array_equal(renamed[new], value):
-            raise CheckpointError(f"{name}: differs from {new}, to which it should be tied; such a model is no BERT")
+            raise CheckpointError(f"{source}: {name} differs from {new}, to which a BERT ties it")
         else:
             renamed[new] = value
     return Weights(renamed, tuple(ignored))

@@ -143,6 +143,8 @@ def test_top_layers_can_be_made_anew(config, small_config, tmp_path):
     one = replaced(whole, num_epochs=0.01, init_from=str(tmp_path / "first"), reinit_layers=1)
     frozen = dataclasses.replace(one, optimizer=OptimizerConfig(learning_rate=1e-12, warmup_steps=1))
     assert train(frozen, str(tmp_path / "second")) == 0
+    with pytest.raises(ConfigError, match="train.reinit_layers: 3, the weights have 2 layers"):
+        train(dataclasses.replace(frozen, train=dataclasses.replace(one.train, reinit_layers=3)), str(tmp_path / "no"))
     before, after = (named_leaves(convert.load_model(str(tmp_path / name)).params) for name in ("first", "second"))
     same = [
         np.allclose(before[name], after[name], atol=1e-8) for name in ("pooler/dense/kernel", "embeddings/norm/scale")
@@ -158,6 +160,7 @@ def test_top_layers_can_be_made_anew(config, small_config, tmp_path):
         {"train": {"early_stop": 2}},
         {"train": {"select": "best"}},
         {"train": {"reinit_layers": 1}},
+        {"train": {"select": "best", "eval_every": 2}, "task": {"name": "pretrain"}},
         {"sweep": {"seeds": (0, 1)}, "task": {"dev": ""}},
         {"sweep": {"num_epochs": (0.0,)}},
         {"sweep": {"learning_rate": ("x",)}},

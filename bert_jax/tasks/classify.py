@@ -148,7 +148,7 @@ def logits(config: ModelConfig, params: Params, batch: Batch, key: jax.Array | N
 
 
 def predictions(config: ModelConfig, params: Params, batch: Batch, *, problem: str) -> jax.Array:
-    """[B, C] by what the scores mean (`convert.PROBLEMS`): probabilities of one class, of each label, or numbers."""
+    """[B, C] by what the scores mean (`config.PROBLEMS`): probabilities of one class, of each label, or numbers."""
     scores = logits(config, params, batch)
     if problem == "regression":
         return scores

@@ -221,7 +221,7 @@ def decode(shown: Windows, scores: list[np.ndarray], count: int = 1) -> list[lis
             first, last = ranges[place]
             of_context = scores[number][shown.begin[number] : shown.begin[number] + last - first]
             starts = has_most_context(ranges, place)
-            for score, start, end in best_spans(of_context, starts, np.ones_like(starts), count):
+            for score, start, end in best_spans(of_context, starts, count):
                 answers.append(Answer(score, spans[first + start][0], spans[first + end][1]))
         found.append(sorted(answers, key=lambda answer: -answer.score)[:count])
     return found
@@ -270,13 +270,13 @@ def has_most_context(ranges: list[tuple[int, int]], number: int) -> np.ndarray:
     return scores.argmax(0) == number
 
 
-def best_spans(scores: np.ndarray, starts: np.ndarray, ends: np.ndarray, count: int = 1) -> list[Span]:
+def best_spans(scores: np.ndarray, starts: np.ndarray, count: int = 1) -> list[Span]:
     """The `count` best of all spans of at most MAX_ANSWER pieces, best first.
 
-    `scores` [S, 2]; bool [S] `starts` and `ends` tell where an answer may start and end.
+    `scores` [S, 2]; bool [S] `starts` tells where an answer may start.
     """
     first = np.where(starts, scores[:, 0], -np.inf)
-    last = np.pad(np.where(ends, scores[:, 1], -np.inf), (0, MAX_ANSWER - 1), constant_values=-np.inf)
+    last = np.pad(scores[:, 1], (0, MAX_ANSWER - 1), constant_values=-np.inf)
     sums = first[:, None] + np.lib.stride_tricks.sliding_window_view(last, MAX_ANSWER)  # [S, MAX_ANSWER]
     best = np.argsort(-sums, axis=None, kind="stable")[:count]
     return [
@@ -346,9 +346,7 @@ def best_threshold(questions: list[Question], texts: list[str], odds: list[float
 # The task
 
 
-def complete(config: Config, tokenizer: str) -> Config:
-    """Sets `data.tokenizer` to that of the weights."""
-    return take_tokenizer(config, tokenizer)
+complete = take_tokenizer
 
 
 def init_params(config: Config, key: jax.Array) -> Params:
