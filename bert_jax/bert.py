@@ -37,6 +37,7 @@ class Bert:
     def __init__(self, model: Model):
         self.params: Params = jax.tree.map(jnp.asarray, separate_layers(model.params, model.config.num_layers))
         self.config, self.labels, self.problem = model.config, model.labels, model.problem
+        self.null_threshold = model.null_threshold
         self.tokenizer: Tokenizer = load_tokenizer(model.tokenizer)
         if self.tokenizer.vocab_size > self.config.vocab_size:  # JAX would clamp such ids without a word
             raise DataError(
@@ -204,7 +205,8 @@ class Bert:
     def answer(self, question: str, context: str, top: int = 1) -> list[dict[str, Any]]:
         """The `top` spans of `context` that answer `question`: {"text", "score", "start", "end"}, best first.
 
-        `score` is the sum of the logits of start and end. A context longer than the model reads is gone through in
+        `score` is the sum of the logits of start and end. A model of SQuAD 2.0 puts the empty text first, from 0 to 0,
+        where "no answer" scores above the best one by more than what was tuned on dev. A context longer than the model reads is gone through in
         overlapping windows; a question is cut to 64 pieces, as in google-research/bert, or half of what it reads.
         """
         return next(self.answer_stream([(question, context)], top))
@@ -217,7 +219,7 @@ class Bert:
             asked, contexts = map(list, zip(*chunk, strict=True))
             shown = squad.featurize(asked, contexts, self.tokenizer, longest)
             cut, windowed = cut + shown.features.cut, windowed + sum(len(mine) > 1 for mine in shown.of_question)
-            answers = squad.decode(shown, self._run(squad.logits, shown.features), top)
+            answers = squad.decode(shown, self._run(squad.logits, shown.features), top, self.null_threshold)
             for context, found in zip(contexts, answers, strict=True):
                 yield [
                     {"text": context[start:end], "score": score, "start": start, "end": end}

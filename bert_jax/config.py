@@ -208,8 +208,8 @@ class TaskConfig:
     data_dir: str = ""
     """Folder of train, dev and test; of GLUE that of the official files, without which it is read from TFDS."""
     train: str = ""
-    """Labelled training file: CSV, TSV, JSONL or XML, told by its ending, or tfds:NAME/CONFIG:SPLIT; for squad its
-    JSON, for ner columns as CoNLL's."""
+    """Labelled training file: CSV, TSV, JSONL or XML, told by its ending, or tfds:NAME/CONFIG:SPLIT; for ner columns as
+    CoNLL's; for squad its JSON, or none to judge the model of train.init_from on dev and test."""
     dev: str = ""
     """File that models are judged on while they are made."""
     test: str = ""
@@ -278,12 +278,12 @@ def cache_folder() -> Path:
 
 
 def total_steps(config: Config, rows: int) -> int:
-    """Optimizer steps of the run, from num_epochs where it is set."""
+    """Optimizer steps of the run, from num_epochs where it is set; none without training rows."""
     if config.train.num_epochs > 0:
         steps = config.train.num_epochs * rows / config.train.global_batch_size
         if steps > LARGEST_COUNT:
             raise ConfigError(f"train.num_epochs: {config.train.num_epochs:g} make {steps:.3g} steps; ask for fewer")
-        return max(1, round(steps))
+        return max(min(rows, 1), round(steps))
     return config.train.num_steps
 
 
@@ -418,6 +418,8 @@ def _contradictions(config: Config) -> list[str]:
     sweeps = any(dataclasses.astuple(config.sweep))
     without_dev = config.task.name in FROM_FILES and not config.task.dev
     axes = (mesh.data, mesh.fsdp, mesh.tensor)
+    # A finished model of questions may be judged alone: of other tasks the training file tells the labels.
+    judges = config.task.name == "squad" and train.init_from != "" and (config.task.dev or config.task.test) != ""
     checks = {
         f"model.num_heads: {model.num_heads} does not divide model.hidden_size {model.hidden_size}": (
             model.num_heads > 0 and model.hidden_size % model.num_heads
@@ -441,7 +443,7 @@ def _contradictions(config: Config) -> list[str]:
             mesh.tensor > 0 and model.num_heads % mesh.tensor
         ),
         "task.train: name the training file (--help tells of which kind)": (
-            config.task.name in FROM_FILES and not config.task.train
+            config.task.name in FROM_FILES and not config.task.train and not judges
         ),
         "task.multi_label: a number is no label; use it with --task.name classify": (
             config.task.multi_label and config.task.name != "classify"

@@ -92,6 +92,8 @@ class Model(NamedTuple):
     labels: tuple[str, ...]
     problem: str = PROBLEMS[0]
     """What a classifier's scores mean: one of PROBLEMS."""
+    null_threshold: float | None = None
+    """Of a model that may find no answer: by how much "none" must score above the best one; None: it always answers."""
     ignored: tuple[str, ...] = ()
     """Names in the file that were not taken."""
 
@@ -188,6 +190,7 @@ def save_model(
     *,
     labels: tuple[str, ...] = (),
     problem: str = PROBLEMS[0],
+    null_threshold: float | None = None,
     step: int = 0,
 ) -> None:
     """Writes a model directory, whole or not at all; one of that name is replaced."""
@@ -205,6 +208,8 @@ def save_model(
         "pad_token_id": tokenizer.pad_id,
         "bert_jax_step": step,
     }
+    if null_threshold is not None:
+        settings["null_threshold"] = null_threshold
     try:
         save_file(tensors, os.path.join(partial, SAFETENSORS), metadata={"format": "pt"})
         write_json(os.path.join(partial, SETTINGS), settings)
@@ -361,7 +366,11 @@ def _assemble(found: "Weights", config: ModelConfig, settings: dict[str, Any], f
         raise CheckpointError(
             f"{folder}: {beyond[0]} is no weight of a BERT layer, or beyond the {config.num_layers} of {SETTINGS}"
         )
-    return Model(params, config, folder, labels, _problem(settings, len(labels)), (*found.ignored, *left))
+    threshold = settings.get("null_threshold")
+    if threshold is not None and type(threshold) not in (int, float):
+        raise CheckpointError(f"{os.path.join(folder, SETTINGS)}: null_threshold {threshold!r} is no number")
+    problem, ignored = _problem(settings, len(labels)), (*found.ignored, *left)
+    return Model(params, config, folder, labels, problem, threshold, ignored)
 
 
 def _problem(settings: dict[str, Any], labels: int) -> str:
@@ -398,7 +407,8 @@ def _load_step(folder: str) -> Model:
     params, manifest = checkpoint.load_params(folder)
     workdir = os.path.dirname(os.path.dirname(os.path.abspath(folder)))
     tokenizer = os.path.join(workdir, "tokenizer")
-    return Model(params, manifest.config.model, tokenizer, manifest.labels, manifest.problem)
+    threshold = 0.0 if manifest.config.task.version_2 else None  # the tuned one is the finished model's
+    return Model(params, manifest.config.model, tokenizer, manifest.labels, manifest.problem, threshold)
 
 
 def _load_workdir(folder: str) -> Model:
@@ -460,7 +470,8 @@ def main(argv: list[str]) -> int:
         model = only(model, args.kind)
     tokenizer = load_tokenizer(model.tokenizer)
     if args.to == "huggingface":
-        save_model(args.output, model.params, model.config, tokenizer, labels=model.labels, problem=model.problem)
+        about = {"labels": model.labels, "problem": model.problem, "null_threshold": model.null_threshold}
+        save_model(args.output, model.params, model.config, tokenizer, **about)
     else:
         checkpoint.save_params(
             args.output, model.params, model.config, tokenizer, labels=model.labels, problem=model.problem

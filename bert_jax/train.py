@@ -267,6 +267,8 @@ def export(config: Config, workdir: str, params: Any, task: Any, results: dict, 
         return
     folder = os.path.join(workdir, "model")
     about = {"labels": task.labels, "problem": task.problem, "step": last}
+    if config.task.name == "squad" and config.task.version_2:
+        about["null_threshold"] = results.get("dev", {}).get("null_threshold", 0.0)
     convert.save_model(folder, jax.device_get(params), config.model, task.tokenizer, **about)
     summary = {"task": config.task.name, "step": step, "metrics": results, "seed": config.train.seed}
     if task.metric:
@@ -321,7 +323,7 @@ def run(config: Config, workdir: str, mesh: Any, resume: str, began: float) -> i
     if before is not None:
         check_resumed(config, task, before, num_steps)
     optimizer = build_optimizer(config.optimizer, num_steps, config.model.num_layers)
-    if warmup_steps(config.optimizer, num_steps) >= num_steps:
+    if warmup_steps(config.optimizer, num_steps) >= num_steps > 0:
         say(f"note: optimizer.warmup_steps {config.optimizer.warmup_steps} is not below the run's {num_steps} steps")
     size = f"{num_steps:,} steps of {config.train.global_batch_size} on {mesh.size} devices"
     say(f"{config.task.name}: {task.facts}; {size}")

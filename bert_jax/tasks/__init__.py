@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bert_jax.config import PROBLEMS, Config, ModelConfig, total_steps
-from bert_jax.data.features import Labelled, batches_by_length, labelled_batch, rows_by_length
+from bert_jax.data.features import Features, Labelled, batches_by_length, labelled_batch, rows_by_length
 from bert_jax.data.tokenizer_model import Tokenizer, load_tokenizer
 from bert_jax.errors import ConfigError
 from bert_jax.model import Encoder
@@ -94,11 +94,13 @@ def tokenizer_of(config: Config) -> Tokenizer:
 
 
 def runner(config: Config, sets: dict[str, Labelled], pad_id: int) -> dict[str, Any]:
-    """What a fine-tuning's `Task` says of its batches: `rows`, `train_batch` of the set "train", and `eval_sets`."""
-    length, batch_size, count = config.data.max_seq_len, config.train.global_batch_size, len(sets["train"].features.ids)
+    """What a fine-tuning's `Task` says of its batches: `rows`, `train_batch` of the set "train", `eval_sets`."""
+    length, batch_size = config.data.max_seq_len, config.train.global_batch_size
+    train = sets.get("train", Labelled(Features([], []), {}))  # without, a finished model is judged
+    count = len(train.features.ids)
     hosts = {"host": jax.process_index(), "hosts": jax.process_count()}
     steps = total_steps(config, count)
-    rows_of = batches_by_length(sets["train"].lengths, batch_size, config.train.seed, steps)
+    rows_of = batches_by_length(train.lengths, batch_size, config.train.seed, steps)
 
     def batches(found: Labelled) -> Iterator[Batch]:
         for rows in rows_by_length(found.lengths, batch_size):
@@ -106,7 +108,7 @@ def runner(config: Config, sets: dict[str, Labelled], pad_id: int) -> dict[str, 
 
     return {
         "rows": count,
-        "train_batch": lambda step: labelled_batch(sets["train"], rows_of(step), pad_id, length, **hosts),
+        "train_batch": lambda step: labelled_batch(train, rows_of(step), pad_id, length, **hosts),
         "eval_sets": {name: functools.partial(batches, found) for name, found in sets.items() if name != "train"},
     }
 

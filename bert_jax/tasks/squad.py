@@ -208,13 +208,16 @@ def featurize(questions: list[str], contexts: list[str], tokenizer: Tokenizer, l
     return found._replace(features=found.features._replace(cut=cut))
 
 
-def decode(shown: Windows, scores: list[np.ndarray], count: int = 1) -> list[list[Answer]]:
+def decode(
+    shown: Windows, scores: list[np.ndarray], count: int = 1, null_threshold: float | None = None
+) -> list[list[Answer]]:
     """Scores [S, 2] of each window -> the `count` best answers to each question, best first.
 
-    A piece is where an answer starts only in the window that shows it with most context.
+    A piece is where an answer starts only in the window that shows it with most context. With a `null_threshold` the
+    empty answer comes first where its score is above the best one's by more than that.
     """
     found = []
-    for numbers, spans in zip(shown.of_question, shown.spans, strict=True):
+    for numbers, spans, null in zip(shown.of_question, shown.spans, null_scores(shown, scores), strict=True):
         ranges = [shown.ranges[number] for number in numbers]
         answers = []
         for place, number in enumerate(numbers):
@@ -223,7 +226,10 @@ def decode(shown: Windows, scores: list[np.ndarray], count: int = 1) -> list[lis
             starts = has_most_context(ranges, place)
             for score, start, end in best_spans(of_context, starts, count):
                 answers.append(Answer(score, spans[first + start][0], spans[first + end][1]))
-        found.append(sorted(answers, key=lambda answer: -answer.score)[:count])
+        answers.sort(key=lambda answer: -answer.score)
+        if null_threshold is not None and null - answers[0].score > null_threshold:
+            answers.insert(0, Answer(null, 0, 0))
+        found.append(answers[:count])
     return found
 
 
@@ -355,7 +361,9 @@ def init_params(config: Config, key: jax.Array) -> Params:
 
 
 def known_rows(config: Config) -> int | None:
-    """Unknown before the texts are cut into windows."""
+    """None when nothing is trained; else unknown before the texts are cut into windows."""
+    if "train" not in config.task.files:
+        return 0
     read_questions(config.task.files["train"])
     return None
 
@@ -382,23 +390,21 @@ def build(config: Config) -> Task:
         ready[name] = Labelled(shown[name].features, answer_pieces(shown[name], asked[name]))
     thresholds: dict[str, float] = {}
 
-    def predict(name: str, found: dict[str, np.ndarray]) -> tuple[list[str], list[float]]:
-        """The best text for each question, and by how much no answer is likelier."""
-        scores = list(found["logits"])
-        best = [answers[0] for answers in decode(shown[name], scores)]
-        texts = [q.context[a.start : a.end] for q, a in zip(asked[name], best, strict=True)]
-        odds = [null - a.score for null, a in zip(null_scores(shown[name], scores), best, strict=True)]
-        return texts, odds
+    def texts_of(name: str, scores: list[np.ndarray], threshold: float | None) -> tuple[list[str], list[float]]:
+        """The best text for each question, and its score."""
+        best = [answers[0] for answers in decode(shown[name], scores, null_threshold=threshold)]
+        return [q.context[a.start : a.end] for q, a in zip(asked[name], best, strict=True)], [a.score for a in best]
 
     def final(name: str, found: dict[str, np.ndarray]) -> list[str]:
-        """Those texts, empty where no answer is likelier by more than the threshold; it is tuned on dev."""
-        texts, odds = predict(name, found)
+        """The text that answers each question; of SQuAD 2.0 by a threshold that is tuned on dev."""
+        scores = list(found["logits"])
         if not task.version_2:
-            return texts
+            return texts_of(name, scores, None)[0]
         if name == "dev":
+            texts, best = texts_of(name, scores, None)
+            odds = [null - score for null, score in zip(null_scores(shown[name], scores), best, strict=True)]
             thresholds["dev"] = best_threshold(asked[name], texts, odds)
-        limit = thresholds.get("dev", 0.0)
-        return ["" if value > limit else text for text, value in zip(texts, odds, strict=True)]
+        return texts_of(name, scores, thresholds.get("dev", 0.0))[0]
 
     def score(name: str, found: dict[str, np.ndarray]) -> dict[str, float]:
         scores = score_predictions(asked[name], final(name, found))
@@ -410,7 +416,14 @@ def build(config: Config) -> Task:
         with open(os.path.join(folder, f"{name}.json"), "w", encoding="utf-8") as file:
             json.dump(chosen, file, ensure_ascii=False, indent=1)
 
-    whole = int((ready["train"].targets["ends"] > 0).sum())
+    if "train" in ready:
+        whole = int((ready["train"].targets["ends"] > 0).sum())
+        facts = f"{len(asked['train']):,} questions from {task.files['train']} "
+        facts += f"in {len(shown['train'].ranges):,} windows, {whole:,} of them with an answer"
+    else:
+        facts = "evaluation alone, of " + ", ".join(
+            f"{len(asked[name]):,} questions from {task.files[name]}" for name in asked
+        )
     cut = sum(found.features.cut for found in shown.values())
     return Task(
         init=functools.partial(init, config.model),
@@ -419,9 +432,7 @@ def build(config: Config) -> Task:
         losses=("loss",),
         **runner(config, ready, tokenizer.pad_id),
         tokenizer=tokenizer,
-        facts=f"{len(asked['train']):,} questions from {task.files['train']} "
-        f"in {len(shown['train'].ranges):,} windows, {whole:,} of them with an answer"
-        + cut_note(cut, "questions", min(MAX_QUESTION, length // 2)),
+        facts=facts + cut_note(cut, "questions", min(MAX_QUESTION, length // 2)),
         metric="f1",
         outputs=functools.partial(outputs, config.model, length=length),
         score=score,
