@@ -206,8 +206,9 @@ class Bert:
         """The `top` spans of `context` that answer `question`: {"text", "score", "start", "end"}, best first.
 
         `score` is the sum of the logits of start and end. A model of SQuAD 2.0 puts the empty text first, from 0 to 0,
-        where "no answer" scores above the best one by more than what was tuned on dev. A context longer than the model reads is gone through in
-        overlapping windows; a question is cut to 64 pieces, as in google-research/bert, or half of what it reads.
+        where "no answer" scores above the best one by more than what was tuned on dev. A context longer than the model
+        reads is gone through in overlapping windows; a question is cut to 64 pieces, as in google-research/bert, or
+        half of what it reads.
         """
         return next(self.answer_stream([(question, context)], top))
 

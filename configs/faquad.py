@@ -3,8 +3,8 @@
     python -m bert_jax.train --config configs/faquad.py --task.data-dir FAQUAD --train.init-from M --workdir W
 
 FAQUAD is the folder of train.json and dev.json; M a BERT that reads Portuguese, such as BERTimbau (a model directory,
-a workdir or a checkpoint), which also gives the size and the tokenizer. Spanish: the same with files of that language,
-and `--task.test xquad.es.json` judges a model on XQuAD.
+a workdir or a checkpoint), which also gives the size and the tokenizer. Spanish: the same with files of that language;
+`configs/xquad_es.py` judges what comes out.
 """
 
 from bert_jax.config import Config, DataConfig, OptimizerConfig, TaskConfig, TrainConfig

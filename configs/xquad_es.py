@@ -1,4 +1,4 @@
-"""XQuAD-es: how well a model that was fine-tuned on questions answers in Spanish (Artetxe et al. 2020). Nothing is trained.
+"""XQuAD-es: how well a model that learned to answer does so in Spanish (Artetxe et al. 2020). Nothing is trained.
 
     python -m bert_jax.train --config configs/xquad_es.py --task.data-dir XQUAD --train.init-from M --workdir W
 

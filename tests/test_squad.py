@@ -1,11 +1,14 @@
 """Questions: reading and repairing, windows and targets, decoding, SQuAD's own scores, a run from file to results."""
 
+import dataclasses
 import json
 import random
 
 import numpy as np
 import pytest
 
+import bert_jax
+from bert_jax import config as config_lib
 from bert_jax.config import Config, DataConfig, OptimizerConfig, TaskConfig, TrainConfig
 from bert_jax.errors import ConfigError, DataError
 from bert_jax.tasks import squad
@@ -183,9 +186,21 @@ def test_it_learns_where_the_answer_stands(small_config, tokenizer_folder, tmp_p
     assert set(answers) == set(contexts) and all(text in contexts[key] for key, text in answers.items())
     assert ("" in answers.values()) == version_2
 
+    # The finished model answers as it was judged, and judged alone it gets the same scores.
+    bert = bert_jax.load(str(tmp_path / "run" / "model"))
+    asked = squad.read_questions(paths["dev"])
+    found = bert.answer_stream((question.text, question.context) for question in asked)
+    assert {q.id: best["text"] for q, (best,) in zip(asked, found, strict=True)} == answers
+    alone = dataclasses.replace(
+        config,
+        task=dataclasses.replace(config.task, train=""),
+        train=dataclasses.replace(config.train, init_from=str(tmp_path / "run")),
+    )
+    assert train(config_lib.validate(alone), str(tmp_path / "alone")) == 0
+    judged = json.loads((tmp_path / "alone" / "results.json").read_text())
+    assert judged["step"] == 0 and judged["metrics"]["dev"] == pytest.approx(results)
+
 
 def test_a_training_file_is_asked_for():
     with pytest.raises(ConfigError, match="task.train"):
-        from bert_jax.config import validate
-
-        validate(Config(task=TaskConfig(name="squad")))
+        config_lib.validate(Config(task=TaskConfig(name="squad", dev="dev.json")))

@@ -335,7 +335,8 @@ def score_predictions(questions: list[Question], predictions: list[str]) -> dict
 def best_threshold(questions: list[Question], texts: list[str], odds: list[float]) -> float:
     """Above which difference between no answer and the best one the answer is empty, so that F1 is highest.
 
-    `odds` are those differences; the threshold is one of them, or below all.
+    `odds` are those differences; the threshold is in the middle between two of them, so that rounding changes nothing,
+    or beyond all.
     """
     order = np.argsort(odds, kind="stable")
     gains = []  # what answering each question, rather than not, brings
@@ -345,8 +346,9 @@ def best_threshold(questions: list[Question], texts: list[str], odds: list[float
     totals = np.concatenate([[0.0], np.cumsum(gains)])
     ordered = np.asarray(odds)[order]
     totals[1:-1][ordered[1:] == ordered[:-1]] = -np.inf  # no threshold parts what is equal
+    bounds = np.concatenate([[ordered[0] - 2], ordered, [ordered[-1] + 2]])
     best = int(totals.argmax())
-    return float(odds[order[best - 1]]) if best else float(np.min(odds)) - 1.0
+    return float(bounds[best : best + 2].mean())
 
 
 # The task
@@ -421,9 +423,8 @@ def build(config: Config) -> Task:
         facts = f"{len(asked['train']):,} questions from {task.files['train']} "
         facts += f"in {len(shown['train'].ranges):,} windows, {whole:,} of them with an answer"
     else:
-        facts = "evaluation alone, of " + ", ".join(
-            f"{len(asked[name]):,} questions from {task.files[name]}" for name in asked
-        )
+        counts = (f"{len(questions):,} questions from {task.files[name]}" for name, questions in asked.items())
+        facts = f"evaluation alone, {', '.join(counts)}"
     cut = sum(found.features.cut for found in shown.values())
     return Task(
         init=functools.partial(init, config.model),
