@@ -31,6 +31,14 @@ class Command:
     """Print the configuration as JSON and stop."""
     dry_run: bool = False
     """Print parameters, memory and steps, and stop."""
+    coordinator: str = ""
+    """host:port of process 0, where many processes make one run and neither TPU metadata, SLURM nor JobSet tell."""
+    num_processes: int = 0
+    """Their number; with coordinator."""
+    process_id: int = -1
+    """Which of them this is, from 0; with coordinator."""
+    host_timeout: int = 300
+    """Seconds to wait for the other processes."""
     debug: bool = False
     """Show the traceback of an error; stop at the first NaN."""
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)

@@ -38,6 +38,12 @@ class StorageError(BertJaxError):
     exit_code = 5
 
 
+class PeerError(BertJaxError):
+    """Another process of the run, or the network to it, that does not answer."""
+
+    exit_code = 5
+
+
 class DataError(BertJaxError):
     """Text, labels, vocabulary or prepared rows that cannot be used."""
 

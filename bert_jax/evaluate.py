@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from bert_jax.sharding import global_batch
+from bert_jax.sharding import global_batch, replicate
 from bert_jax.tasks import Batch, Params, Sums, Task
 
 
@@ -25,7 +25,8 @@ def evaluator(task: Task) -> Callable[[Params, Batch, Sums | None], tuple[Sums, 
         sums = task.sums(params, batch, None)
         if before is not None:
             sums = jax.tree.map(lambda a, b: a + b, before, sums)
-        return sums, task.outputs(params, batch) if task.outputs else None
+        outputs = task.outputs(params, batch) if task.outputs else None
+        return sums, jax.tree.map(replicate, outputs)  # every process scores all of them
 
     return evaluate_batch
 

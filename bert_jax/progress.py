@@ -3,15 +3,25 @@
 Progress of long work is a bar on a terminal, else one line now and then; both with rate and time left.
 """
 
+import os
 import sys
 import time
+from typing import TextIO
 
 _BAR_WIDTH = 24
+_log: TextIO | None = None  # instead of stderr
 
 
 def say(message: str) -> None:
     """One line for the person who watches."""
-    print(message, file=sys.stderr, flush=True)
+    print(message, file=_log or sys.stderr, flush=True)
+
+
+def log_to(path: str) -> None:
+    """From now on all goes into a file: of many processes one speaks."""
+    global _log
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    _log = open(path, "a", encoding="utf-8")  # noqa: SIM115
 
 
 def format_seconds(seconds: float) -> str:
@@ -28,7 +38,7 @@ class Progress:
         self.label, self.total, self.unit = label, total, unit
         self.done = self._start = start
         self._began = self._shown = time.monotonic()
-        self._terminal = sys.stderr.isatty()
+        self._terminal = _log is None and sys.stderr.isatty()
         self._every = 0.2 if self._terminal else every
 
     def update(self, done: int, note: str = "") -> None:
@@ -60,4 +70,4 @@ class Progress:
             bar = f"[{'#' * filled}{'.' * (_BAR_WIDTH - filled)}] " if self.total else ""
             print(f"\r\x1b[K{bar}{text}", end=end, file=sys.stderr, flush=True)
         else:
-            print(text, file=sys.stderr, flush=True)
+            say(text)

@@ -22,11 +22,14 @@ def cut_metrics(path: str, step: int) -> None:
 
 
 class Recorder:
-    """Writes rows of metrics to `metrics.jsonl` (the record) and to TensorBoard."""
+    """Writes rows of metrics to `metrics.jsonl` (the record) and to TensorBoard; without a workdir nothing."""
 
-    def __init__(self, workdir: str, step: int):
+    def __init__(self, workdir: str | None, step: int):
         from tensorboardX import SummaryWriter
 
+        self._file = self._board = None
+        if workdir is None:
+            return
         path = os.path.join(workdir, "metrics.jsonl")
         cut_metrics(path, step)
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
@@ -34,6 +37,8 @@ class Recorder:
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """One object a line, flushed at once; a value that is not finite is written as null."""
+        if self._file is None:
+            return
         finite = {name: value if abs(value) < float("inf") else None for name, value in values.items()}
         self._file.write(json.dumps({"step": step, **finite}) + "\n")
         self._file.flush()
@@ -42,8 +47,9 @@ class Recorder:
 
     def close(self) -> None:
         """Flushes both."""
-        self._file.close()
-        self._board.close()
+        if self._file is not None:
+            self._file.close()
+            self._board.close()
 
 
 class Clock:

@@ -110,10 +110,29 @@ def batch_shards(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
+def local_rows(batch_size: int) -> np.ndarray:
+    """int64 [n], which rows of a global batch the devices of this process hold, in order; without a mesh all.
+
+    Processes that split a model over the tensor axis hold the same rows.
+    """
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        return np.arange(batch_size)
+    places = NamedSharding(mesh, BATCH).addressable_devices_indices_map((batch_size,))
+    return np.unique([np.arange(batch_size)[index] for index in places.values()])
+
+
 def global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Assembles this host's rows [B / hosts, ...] into arrays [B, ...] split over the mesh."""
+    """Assembles the rows that `local_rows` gave this host into arrays [B, ...] split over the mesh."""
     sharding = NamedSharding(mesh, BATCH)
     return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+
+
+def host_arrays(tree: Any, mesh: Mesh) -> Any:
+    """The tree as NumPy arrays, whole in every process, wherever its parts are."""
+    if mesh.is_multi_process:
+        tree = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, P()))(tree)
+    return jax.device_get(tree)
 
 
 def constrain_batch(x: jax.Array) -> jax.Array:
@@ -121,6 +140,13 @@ def constrain_batch(x: jax.Array) -> jax.Array:
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, BATCH)
+
+
+def replicate(x: jax.Array) -> jax.Array:
+    """Puts all of `x` on every device, where a mesh is set; without one it returns `x`."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, P())
 
 
 def keep_programs() -> None:

@@ -21,12 +21,12 @@ from bert_jax import config as config_lib
 from bert_jax.command import parse_command
 from bert_jax.config import Config
 from bert_jax.errors import INTERRUPTED, PREEMPTED, ConfigError, NonFiniteLossError, StorageError, run_command
-from bert_jax.progress import Progress, say
+from bert_jax.progress import Progress, log_to, say
 
 # What a run makes in its workdir, and makes anew when there is something of that name.
 WRITTEN = {
     *("best.json", "config.json", "env.json", "metrics.jsonl", "results.json", "sweep.csv", "sweep.json"),
-    *("model", "predictions", "runs", "tb", "tokenizer"),
+    *("hosts", "model", "predictions", "runs", "tb", "tokenizer"),
 }
 
 
@@ -42,8 +42,10 @@ def main(argv: list[str]) -> int:
         return 0
     if not command.workdir:
         raise ConfigError("--workdir: name the folder of the run")
-    from bert_jax import sweep
+    from bert_jax import hosts, sweep
 
+    flags = command.coordinator, command.num_processes, command.process_id
+    hosts.join(hosts.find_meeting(os.environ, flags, hosts.tpu_metadata()), timeout=command.host_timeout)
     run_all = sweep.suite if config.task.name == "all" else sweep.sweep if sweep.is_sweep(config) else train
     return run_all(config, command.workdir, resume=command.resume, debug=command.debug)
 
@@ -120,13 +122,21 @@ def stop_signals() -> Iterator[list[int]]:
     """Yields a list that receives the exit code when Ctrl-C or SIGTERM asks the run to save and stop."""
     wanted: list[int] = []
 
+    import jax
+
+    alone = jax.process_count() == 1
+
     def note(number: int, _frame: Any) -> None:
         if wanted:  # asked twice: at once
             raise KeyboardInterrupt
         wanted.append(INTERRUPTED if number == signal.SIGINT else PREEMPTED)
         say("stopping after this step; the state is saved (once more to stop at once)")
+        if not alone:
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    # Of many processes JAX notices SIGTERM, and they agree on a step; a handler of ours would keep it from that.
+    noticed = (signal.SIGINT, signal.SIGTERM) if alone else (signal.SIGINT,)
+    before = {number: signal.signal(number, note) for number in noticed}
     try:
         yield wanted
     finally:
@@ -258,18 +268,14 @@ def check_resumed(config: Config, task: Any, before: Any, num_steps: int) -> Non
 
 
 def export(config: Config, workdir: str, params: Any, task: Any, results: dict, step: int, last: int) -> None:
-    """Writes the model directory and `results.json`: weights of `step`, of a run whose last one is `last`."""
-    import jax
-
+    """Writes the model directory and `results.json`: host arrays of `step`, of a run whose last one is `last`."""
     from bert_jax import checkpoint, convert
 
-    if jax.process_index() != 0:
-        return
     folder = os.path.join(workdir, "model")
     about = {"labels": task.labels, "problem": task.problem, "step": last}
     if config.task.name == "squad" and config.task.version_2:
         about["null_threshold"] = results.get("dev", {}).get("null_threshold", 0.0)
-    convert.save_model(folder, jax.device_get(params), config.model, task.tokenizer, **about)
+    convert.save_model(folder, params, config.model, task.tokenizer, **about)
     summary = {"task": config.task.name, "step": step, "metrics": results, "seed": config.train.seed}
     if task.metric:
         summary["metric"] = task.metric
@@ -285,17 +291,27 @@ def train(config: Config, workdir: str, *, resume: str = "auto", debug: bool = F
     began = time.perf_counter()
     import jax
 
+    from bert_jax import hosts
     from bert_jax.sharding import check_batch, keep_programs, make_mesh
 
     keep_programs()
-    if os.path.exists(workdir) and not os.path.isdir(workdir):
-        raise StorageError(f"--workdir {workdir}: a file, not a folder")
-    check_ours(workdir)
     jax.config.update("jax_debug_nans", debug)
-    mesh = make_mesh(config.mesh)
-    check_batch(config, mesh)
-    os.makedirs(workdir, exist_ok=True)
-    with contextlib.closing(lock(workdir)), jax.set_mesh(mesh):
+    with contextlib.ExitStack() as stack:
+
+        def open_workdir() -> None:
+            if os.path.exists(workdir) and not os.path.isdir(workdir):
+                raise StorageError(f"--workdir {workdir}: a file, not a folder")
+            if hosts.is_first():
+                check_ours(workdir)
+                os.makedirs(workdir, exist_ok=True)
+                stack.enter_context(contextlib.closing(lock(workdir)))
+            else:
+                log_to(os.path.join(workdir, "hosts", f"{jax.process_index()}.log"))
+
+        mesh = make_mesh(config.mesh)
+        check_batch(config, mesh)
+        hosts.together(open_workdir)
+        stack.enter_context(jax.set_mesh(mesh))
         return run(config, workdir, mesh, resume, began)
 
 
@@ -306,19 +322,25 @@ def run(config: Config, workdir: str, mesh: Any, resume: str, began: float) -> i
     """
     import jax
 
-    from bert_jax import checkpoint, plan
+    from bert_jax import checkpoint, hosts, plan
     from bert_jax.data import pipeline
     from bert_jax.evaluate import evaluate, evaluator
     from bert_jax.optimizer import build_optimizer, learning_rate_schedule, warmup_steps
     from bert_jax.recorder import Clock, Recorder
-    from bert_jax.sharding import global_batch, named_leaves
+    from bert_jax.sharding import global_batch, host_arrays, local_rows, named_leaves
     from bert_jax.train_state import abstract_state, all_finite, create_state, train_step
 
-    folder = checkpoint.checkpoints_folder(workdir)
-    start = first_step(folder, resume)
-    before = None if start is None else checkpoint.read_manifest(os.path.join(folder, str(start)))
-    config, starting = fill_in(config, workdir, before)
-    task = task_module(config).build(config)
+    folder, asked, first = checkpoint.checkpoints_folder(workdir), config, hosts.is_first()
+    start = hosts.from_first(lambda: first_step(folder, resume))
+
+    def set_up() -> tuple[Config, Any, Any, Any]:
+        before = None if start is None else checkpoint.read_manifest(os.path.join(folder, str(start)))
+        config, starting = fill_in(asked, workdir, before)
+        return config, starting, before, task_module(config).build(config)
+
+    config, starting, before, task = hosts.together(set_up)
+    told = {"code": hosts.code_digest(), "configuration": config_lib.fingerprint(config_lib.to_dict(asked))}
+    hosts.check_same(told | {"data": task.data_digest})
     num_steps = config_lib.total_steps(config, task.rows)
     if before is not None:
         check_resumed(config, task, before, num_steps)
@@ -326,6 +348,8 @@ def run(config: Config, workdir: str, mesh: Any, resume: str, began: float) -> i
     if warmup_steps(config.optimizer, num_steps) >= num_steps > 0:
         say(f"note: optimizer.warmup_steps {config.optimizer.warmup_steps} is not below the run's {num_steps} steps")
     size = f"{num_steps:,} steps of {config.train.global_batch_size} on {mesh.size} devices"
+    if jax.process_count() > 1:
+        size += f" of {jax.process_count()} processes"
     say(f"{config.task.name}: {task.facts}; {size}")
 
     with contextlib.ExitStack() as stack:
@@ -340,9 +364,9 @@ def run(config: Config, workdir: str, mesh: Any, resume: str, began: float) -> i
                 state = with_params(state, task.first_params())
             if starting:
                 state = start_from(state, starting, task.labels, task.problem, config.train.reinit_layers)
-        write_beginning(config, workdir, task, new=start is None)
+        hosts.from_first(lambda: write_beginning(config, workdir, task, new=start is None))
         start = start or 0
-        recorder = stack.enter_context(contextlib.closing(Recorder(workdir, start)))
+        recorder = stack.enter_context(contextlib.closing(Recorder(workdir if first else None, start)))
         stop = stack.enter_context(stop_signals())
 
         clock = Clock()
@@ -402,7 +426,7 @@ def run(config: Config, workdir: str, mesh: Any, resume: str, began: float) -> i
                 if name.startswith("test") and not last:
                     continue
                 scores, outputs = evaluate(task, name, evaluate_batch, params, mesh)
-                if outputs and last:
+                if outputs and last and first:
                     task.write_predictions(os.path.join(workdir, "predictions"), name, outputs)
                 if name in task.unlabelled:
                     continue
@@ -426,15 +450,17 @@ def run(config: Config, workdir: str, mesh: Any, resume: str, began: float) -> i
             checkpoints.wait()
             best = {"step": step, "metric": task.metric, "value": results["dev"][task.metric]}
             checkpoints.kept_step = step
-            checkpoint.write_json(os.path.join(workdir, "best.json"), best)
+            if first:
+                checkpoint.write_json(os.path.join(workdir, "best.json"), best)
 
-        settings, saved, step = config.train, start, start
-        best = best_so_far(workdir, start)
+        settings, saved, step, stopping = config.train, start, start, False
+        best = hosts.from_first(lambda: best_so_far(workdir, start))
         checkpoints.kept_step = best["step"] if best else None
         if settings.select == "best" and start and start % settings.eval_every == 0:
             choose(evaluate_all(state.params, start, last=False, quiet=True), start)  # a kill may have come before it
         batches = pipeline.stream(task.train_batch, start, num_steps)
-        while step < num_steps and not stop and not gave_up(settings, best, step):
+        share = config.train.global_batch_size / max(1, len(local_rows(config.train.global_batch_size)))
+        while step < num_steps and not stopping and not gave_up(settings, best, step):
             waiting = time.perf_counter()
             batch = next(batches)
             clock.waited += time.perf_counter() - waiting
@@ -442,8 +468,9 @@ def run(config: Config, workdir: str, mesh: Any, resume: str, began: float) -> i
             if pending is not None:
                 log(finish(pending), step)
             step += 1
-            clock.tokens += int((batch["segment_ids"] > 0).sum()) * jax.process_count()
+            clock.tokens += int((batch["segment_ids"] > 0).sum() * share)
             pending = step, metrics
+            stopping = bool(stop) if jax.process_count() == 1 else hosts.asked_to_stop(step)
             evaluating, saving = (
                 every > 0 and step % every == 0 for every in (settings.eval_every, settings.save_every)
             )
@@ -463,10 +490,10 @@ def run(config: Config, workdir: str, mesh: Any, resume: str, began: float) -> i
             save(step)
             saved = step
         checkpoints.wait()
-        if stop:
+        if stopping:
             say(f"saved step {step:,} in {folder}; the same command goes on from there")
-            return stop[0]
-        checkpoint.verify(os.path.join(folder, str(step)))
+            return stop[0] if stop else PREEMPTED
+        hosts.from_first(lambda: checkpoint.verify(os.path.join(folder, str(step))) and None)
         params, chosen = state.params, step
         if settings.select == "best":
             choose(evaluate_all(params, step, last=False), step)
@@ -476,7 +503,8 @@ def run(config: Config, workdir: str, mesh: Any, resume: str, began: float) -> i
                 weights, _ = checkpoint.load_params(os.path.join(folder, str(chosen)))
                 params = with_params(state, named_leaves(weights)).params
         results = evaluate_all(params, chosen, last=True, quiet=chosen != step)
-        export(config, workdir, params, task, results, chosen, step)
+        weights = host_arrays(params, mesh)
+        hosts.from_first(lambda: export(config, workdir, weights, task, results, chosen, step))
     return 0
 
 

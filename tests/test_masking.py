@@ -25,9 +25,15 @@ def rows(count: int, seed: int = 0) -> np.ndarray:
     return ids
 
 
-def mask(ids, whole_words=False, key=(0, 0), **more):
-    width = 24 if whole_words else 20
-    return mask_tokens(ids, vocabulary=vocabulary(whole_words), mask_rate=0.15, gather_width=width, key=key, **more)
+def mask(ids, whole_words=False, key=(0, 0), first=0):
+    return mask_tokens(
+        ids,
+        vocabulary=vocabulary(whole_words),
+        mask_rate=0.15,
+        gather_width=24 if whole_words else 20,
+        key=key,
+        row_numbers=first + np.arange(len(ids)),
+    )
 
 
 @pytest.mark.parametrize("whole_words", [False, True])
@@ -80,7 +86,7 @@ def test_random_numbers_follow_from_key_and_row():
     ids = rows(32)
     whole = mask(ids, key=(3, 9))
     for first in (0, 8, 24):
-        part = mask(ids[first : first + 8], key=(3, 9), first_row=first)
+        part = mask(ids[first : first + 8], key=(3, 9), first=first)
         for name, values in part.items():
             assert np.array_equal(values, whole[name][first : first + 8])
     other = mask(ids, key=(3, 10))

@@ -47,9 +47,13 @@ def test_an_epoch_is_every_row_once_even_when_batches_straddle_it():
 @pytest.mark.parametrize("hosts", [1, 2, 4])
 def test_hosts_together_feed_the_same_global_batch(source, hosts):
     whole = pipeline.train_batch(batch_size=BATCH, step=11, **source)
-    parts = [pipeline.train_batch(batch_size=BATCH, step=11, host=h, hosts=hosts, **source) for h in range(hosts)]
+    shares = np.split(np.arange(BATCH), hosts)
+    parts = [pipeline.train_batch(batch_size=BATCH, step=11, share=share, **source) for share in shares]
     for name, array in whole.items():
         assert np.array_equal(np.concatenate([part[name] for part in parts]), array), name
+    scattered = np.array([1, 2, 5])  # of a host whose devices are not neighbours in the mesh
+    for name, array in pipeline.train_batch(batch_size=BATCH, step=11, share=scattered, **source).items():
+        assert np.array_equal(array, whole[name][scattered]), name
 
 
 def test_a_batch_needs_no_history(source):
@@ -90,7 +94,8 @@ def test_evaluation_is_the_same_each_time_and_covers_every_row_once(prepared, so
             assert np.array_equal(one[name], other[name])
     examples = sum(batch["next_sentence_weights"].sum() for batch in first)
     assert examples == load_manifest(prepared)["splits"]["eval"]["examples"]
-    halves = [list(pipeline.eval_batches(host=h, hosts=2, **arguments)) for h in range(2)]
+    shares = np.split(np.arange(BATCH), 2)
+    halves = [list(pipeline.eval_batches(share=share, **arguments)) for share in shares]
     for whole, *parts in zip(first, *halves, strict=True):
         for name in whole:
             assert np.array_equal(np.concatenate([part[name] for part in parts]), whole[name])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from bert_jax.data.pipeline import host_share, permute, row_numbers
+from bert_jax.data.pipeline import permute, row_numbers
 
 if TYPE_CHECKING:
     from bert_jax.data.tokenizer_model import Tokenizer
@@ -114,14 +114,14 @@ class Labelled(NamedTuple):
 
 
 def labelled_batch(
-    found: Labelled, rows: np.ndarray, pad_id: int, max_seq_len: int, *, host: int = 0, hosts: int = 1
+    found: Labelled, rows: np.ndarray, pad_id: int, max_seq_len: int, *, share: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """The batch of `rows` (-1 only fills it), of which this host's share: `collate`, the targets, `label_weights` [B]
-    unless they are among the targets, and `rows` [B].
+    """Of the batch of `rows` (-1 only fills it) what stands at `share`, this host's places: `collate`, the targets,
+    `label_weights` [B] unless they are among the targets, and `rows` [B].
 
     The length looks at the global batch, so that all hosts agree on the shape.
     """
-    mine, length = rows[host_share(rows, host, hosts)], padded_length(found.features, rows, max_seq_len)
+    mine, length = rows[share], padded_length(found.features, rows, max_seq_len)
     batch = collate(found.features, mine, pad_id, length)
     batch["label_weights"] = (mine >= 0).astype(np.float32)
     for name, values in found.targets.items():

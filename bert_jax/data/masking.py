@@ -24,15 +24,21 @@ class Vocabulary(NamedTuple):
     continuation: np.ndarray | None = None
 
 
-def random_words(key: tuple[int, int], first_row: int, rows: int, width: int) -> np.ndarray:
-    """uint64 [rows, width] random numbers of rows `first_row`, ... of the stream `key`.
+def random_words(key: tuple[int, int], rows: np.ndarray, width: int) -> np.ndarray:
+    """uint64 [B, width] random numbers of the rows numbered `rows` [B] in the stream `key`.
 
     Philox (Salmon et al. 2011) is a counter-based generator: a row's numbers depend on the key and the row number
     alone, so every host makes just those of its own rows, and nothing needs to be remembered.
     """
     blocks = -(-width // 4)  # one counter value gives four words
-    generator = np.random.Philox(key=np.array(key, np.uint64), counter=[first_row * blocks, 0, 0, 0])
-    return generator.random_raw(rows * blocks * 4).reshape(rows, blocks * 4)[:, :width]
+    runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)  # of numbers that follow each other
+    words = [
+        np.random.Philox(key=np.array(key, np.uint64), counter=[int(run[0]) * blocks, 0, 0, 0]).random_raw(
+            len(run) * blocks * 4
+        )
+        for run in runs
+    ]
+    return np.concatenate(words).reshape(len(rows), blocks * 4)[:, :width]
 
 
 def mask_tokens(
@@ -42,7 +48,7 @@ def mask_tokens(
     mask_rate: float,
     gather_width: int,
     key: tuple[int, int],
-    first_row: int = 0,
+    row_numbers: np.ndarray,
 ) -> dict[str, np.ndarray]:
     """Chooses `mask_rate` of the regular tokens of each row; of these 80 % become [MASK], 10 % random, 10 % stay.
 
@@ -51,15 +57,15 @@ def mask_tokens(
       vocabulary: ids and word starts.
       mask_rate: share of the regular tokens, met exactly in expectation (the fraction of a token is drawn).
       gather_width: P, at most this many are chosen in a row.
-      key, first_row: which random stream, and the number of the first row in it.
+      key, row_numbers: which random stream, and int64 [B] the rows' numbers in it.
 
     Returns:
       input_ids [B, S] with masks; masked_lm_positions, masked_lm_ids int32 [B, P] in order of position, zeros where
       masked_lm_weights float32 [B, P] is 0.
     """
-    rows, length = input_ids.shape
+    length = input_ids.shape[1]
     # The last two words of a row: luck of a word, rounding of the count.
-    words = random_words(key, first_row, rows, length + gather_width + 2)
+    words = random_words(key, row_numbers, length + gather_width + 2)
     regular = vocabulary.regular[input_ids]  # [B, S]
     wanted = (mask_rate * regular.sum(1) + _uniform(words[:, -1])).astype(np.int64)
     wanted = np.minimum(wanted, gather_width)

@@ -60,12 +60,6 @@ def row_numbers(step: int, batch_size: int, rows: int, seed: int) -> np.ndarray:
     return numbers
 
 
-def host_share(items: np.ndarray, host: int, hosts: int) -> slice:
-    """The part of a global batch of `len(items)` that host number `host` feeds."""
-    share = len(items) // hosts
-    return slice(host * share, (host + 1) * share)
-
-
 class PreparedRows(NamedTuple):
     """Random access to the rows of one split of a prepared folder."""
 
@@ -119,8 +113,13 @@ def masking_vocabulary(tokenizer: Tokenizer, whole_words: bool) -> Vocabulary:
     return Vocabulary(tokenizer.mask_id, regular, tokenizer.continuation if whole_words else None)
 
 
-def pretraining_batch(rows: np.ndarray, vocabulary: Vocabulary, data: DataConfig, key: tuple, first_row: int) -> Batch:
-    """Rows to the arrays of a pre-training step (DESIGN: input_ids ... next_sentence_weights)."""
+def pretraining_batch(
+    rows: np.ndarray, vocabulary: Vocabulary, data: DataConfig, key: tuple, numbers: np.ndarray
+) -> Batch:
+    """Rows to the arrays of a pre-training step (DESIGN: input_ids ... next_sentence_weights).
+
+    `numbers` are the rows' places in the stream of random numbers `key`.
+    """
     batch = unpack_rows(rows)
     return batch | mask_tokens(
         batch["input_ids"],
@@ -128,7 +127,7 @@ def pretraining_batch(rows: np.ndarray, vocabulary: Vocabulary, data: DataConfig
         mask_rate=data.mask_rate,
         gather_width=data.gather_width,
         key=key,
-        first_row=first_row,
+        row_numbers=numbers,
     )
 
 
@@ -139,13 +138,12 @@ def train_batch(
     batch_size: int,
     step: int,
     *,
-    host: int = 0,
-    hosts: int = 1,
+    share: np.ndarray | None = None,
 ) -> Batch:
-    """Training batch number `step`: this host's rows of it, [batch_size / hosts, ...]."""
-    numbers = row_numbers(step, batch_size, len(rows), data.seed)
-    share = host_share(numbers, host, hosts)
-    return pretraining_batch(rows.read(numbers[share]), vocabulary, data, (data.seed, step), share.start)
+    """Training batch number `step`: the rows `share` of it (int64 [n], those of this host), without it all."""
+    share = np.arange(batch_size) if share is None else share
+    numbers = row_numbers(step, batch_size, len(rows), data.seed)[share]
+    return pretraining_batch(rows.read(numbers), vocabulary, data, (data.seed, step), share)
 
 
 def eval_batches(
@@ -155,17 +153,18 @@ def eval_batches(
     batch_size: int,
     *,
     limit: int = 0,
-    host: int = 0,
-    hosts: int = 1,
+    share: np.ndarray | None = None,
 ) -> Iterator[Batch]:
-    """All held-out rows in order (or `limit` batches), masked the same way each time; the last batch is padded."""
+    """All held-out rows in order (or `limit` batches), masked the same way each time; the last batch is padded.
+
+    `share` as in `train_batch`.
+    """
+    share = np.arange(batch_size) if share is None else share
     count = -(-len(rows) // batch_size)
     for number in range(min(count, limit) if limit else count):
-        numbers = np.arange(number * batch_size, (number + 1) * batch_size)
-        share = host_share(numbers, host, hosts)
-        wanted = numbers[share]
+        wanted = number * batch_size + share
         found = rows.read(np.minimum(wanted, len(rows) - 1))
-        batch = pretraining_batch(found, vocabulary, data, (_EVAL_STREAM + data.seed, 0), int(wanted[0]))
+        batch = pretraining_batch(found, vocabulary, data, (_EVAL_STREAM + data.seed, 0), wanted)
         beyond = wanted >= len(rows)
         batch["masked_lm_weights"][beyond] = 0
         batch["next_sentence_weights"][beyond] = 0

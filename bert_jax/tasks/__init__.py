@@ -5,6 +5,7 @@ Each file of this folder tells one task whole: examples -> batches, modules, los
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from bert_jax.data.features import Features, Labelled, batches_by_length, labell
 from bert_jax.data.tokenizer_model import Tokenizer, load_tokenizer
 from bert_jax.errors import ConfigError
 from bert_jax.model import Encoder
+from bert_jax.sharding import local_rows
 
 Params = dict[str, Any]
 Batch = dict[str, np.ndarray]
@@ -45,6 +47,8 @@ class Task(NamedTuple):
     """What made the ids."""
     facts: str
     """The data in one line."""
+    data_digest: str
+    """Of all rows: processes of one run must have the same."""
     labels: tuple[str, ...] = ()
     """Names of the classes, in order."""
     problem: str = PROBLEMS[0]
@@ -94,21 +98,27 @@ def tokenizer_of(config: Config) -> Tokenizer:
 
 
 def runner(config: Config, sets: dict[str, Labelled], pad_id: int) -> dict[str, Any]:
-    """What a fine-tuning's `Task` says of its batches: `rows`, `train_batch` of the set "train", `eval_sets`."""
+    """What a fine-tuning's `Task` says of its batches: `rows`, `data_digest`, `train_batch`, `eval_sets`."""
     length, batch_size = config.data.max_seq_len, config.train.global_batch_size
     train = sets.get("train", Labelled(Features([], []), {}))  # without, a finished model is judged
     count = len(train.features.ids)
-    hosts = {"host": jax.process_index(), "hosts": jax.process_count()}
+    share = local_rows(batch_size)
     steps = total_steps(config, count)
     rows_of = batches_by_length(train.lengths, batch_size, config.train.seed, steps)
 
     def batches(found: Labelled) -> Iterator[Batch]:
         for rows in rows_by_length(found.lengths, batch_size):
-            yield labelled_batch(found, rows, pad_id, length, **hosts)
+            yield labelled_batch(found, rows, pad_id, length, share=share)
 
+    digest = hashlib.sha256()
+    for name, found in sorted(sets.items()):
+        digest.update(f"{name} {len(found.features.ids)}".encode())
+        for arrays in (found.features.ids, found.features.type_ids, *found.targets.values()):
+            digest.update(np.concatenate(arrays or [[]]) if isinstance(arrays, list) else np.ascontiguousarray(arrays))
     return {
         "rows": count,
-        "train_batch": lambda step: labelled_batch(train, rows_of(step), pad_id, length, **hosts),
+        "data_digest": digest.hexdigest(),
+        "train_batch": lambda step: labelled_batch(train, rows_of(step), pad_id, length, share=share),
         "eval_sets": {name: functools.partial(batches, found) for name, found in sets.items() if name != "train"},
     }
 

@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bert_jax.config import Config, ModelConfig
+from bert_jax.config import Config, ModelConfig, fingerprint
 from bert_jax.data import cache, cooccurrence, pipeline, prepare
 from bert_jax.data.corpus import resolve_inputs
 from bert_jax.data.tokenizer_model import load_tokenizer
 from bert_jax.errors import ConfigError
 from bert_jax.heads import ClassifierHead, MlmHead, Pooler
 from bert_jax.progress import say
+from bert_jax.sharding import local_rows
 from bert_jax.tasks import Batch, Params, Sums, Task, choose_tokenizer, encode, gather, init_encoder, loss_and_accuracy
 
 LOSSES = ("masked_lm_loss", "next_sentence_loss")
@@ -106,7 +107,8 @@ def build(config: Config) -> Task:
     tokenizer = load_tokenizer(f"{folder}/tokenizer")
     rows = pipeline.open_rows(folder, manifest, "train")
     held_out = pipeline.open_rows(folder, manifest, "eval")
-    share = {"host": jax.process_index(), "hosts": jax.process_count()}
+    batch_size = train.global_batch_size
+    share = {"share": local_rows(batch_size)}
     vocabulary = pipeline.masking_vocabulary(tokenizer, data.whole_word_masking)
     return Task(
         init=functools.partial(init, config.model),
@@ -114,10 +116,10 @@ def build(config: Config) -> Task:
         weights=weights,
         losses=LOSSES,
         rows=len(rows),
-        train_batch=lambda step: pipeline.train_batch(rows, vocabulary, data, train.global_batch_size, step, **share),
+        train_batch=lambda step: pipeline.train_batch(rows, vocabulary, data, batch_size, step, **share),
         eval_sets={
             "eval": lambda: pipeline.eval_batches(
-                held_out, vocabulary, data, train.global_batch_size, limit=train.eval_batches, **share
+                held_out, vocabulary, data, batch_size, limit=train.eval_batches, **share
             )
         }
         if len(held_out)
@@ -126,6 +128,7 @@ def build(config: Config) -> Task:
         first_params=functools.partial(first_params, config.model, rows, vocabulary.regular, train.seed)
         if train.embedding_init == "cooccurrence"
         else None,
+        data_digest=fingerprint(manifest),
         facts=f"{len(rows):,} rows of {data.max_seq_len}, {len(held_out):,} held out, from {folder}",
     )
 
