@@ -1,6 +1,7 @@
 """Text to rows: same bytes on any number of workers, whole or not at all, and every fault in one line."""
 
 import hashlib
+import itertools
 import json
 import os
 import signal
@@ -105,6 +106,63 @@ def test_same_bytes_for_any_number_of_workers(corpus, tokenizer, tmp_path, monke
     monkeypatch.setattr(module, "_GROUP_CHARS", 3_000)
     build(corpus, tmp_path / "4", tokenizer, dupe_factor=2)
     assert content(tmp_path / "4") == expected
+
+
+@pytest.fixture(scope="module")
+def files(corpus, tmp_path_factory):
+    """The text in seven files of unlike size, one of them blank, cut between documents."""
+    folder = tmp_path_factory.mktemp("files")
+    documents = (corpus / "text.txt").read_text(encoding="utf-8").split("\n\n")
+    cuts = [0, 3, 50, 50, 51, 80, 119, len(documents)]
+    for number, (first, last) in enumerate(itertools.pairwise(cuts)):
+        (folder / f"{number}.txt").write_text("\n\n".join(documents[first:last]) + "\n\n", encoding="utf-8")
+    return folder
+
+
+def everything(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("count", [1, 3, 9])
+def test_parts_make_the_same_bytes(files, tokenizer, tmp_path, count):
+    settings = {"tokenizer": tokenizer, "data": DATA, "report": False}
+    prepare([str(files)], tmp_path / "whole", **settings)
+    output = tmp_path / "P"
+    numbers = list(range(1, count + 1))
+    Random(0).shuffle(numbers)  # in any order
+    for number in numbers:
+        module.prepare_part([str(files)], output, (number, count), **settings)
+    module.merge(output, **settings)
+    assert everything(output) == everything(tmp_path / "whole")
+    assert not module.parts_folder(output).exists()
+
+
+def test_a_part_is_made_once_and_its_faults_are_told(files, tokenizer, tmp_path, capsys):
+    output, settings = tmp_path / "P", {"tokenizer": tokenizer, "data": DATA, "report": False}
+    with pytest.raises(DataError, match="no parts"):
+        module.merge(output, **settings)
+    first = module.prepare_part([str(files)], output, (1, 2), **settings)
+    before = (first / "part.json").stat().st_mtime_ns
+    module.prepare_part([str(files)], output, (1, 2), **settings)
+    assert (first / "part.json").stat().st_mtime_ns == before and "is there already" in capsys.readouterr().err
+    with pytest.raises(DataError, match="00002-of-00002 missing"):
+        module.merge(output, **settings)
+    with pytest.raises(ConfigError, match="other files or with other settings"):
+        module.prepare_part([str(files)], output, (1, 2), **settings | {"data": replace(DATA, seed=1)})
+    module.prepare_part([str(files)], output, (2, 2), **settings)
+    with pytest.raises(ConfigError, match="give the same again"):
+        module.merge(output, **settings | {"data": replace(DATA, seed=1)})
+    (first / "part.json").write_text("{}")
+    with pytest.raises(DataError, match=r"part\.json: damaged"):
+        module.merge(output, **settings)
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("text", ["3", "0/2", "3/2", "a/b", "1/0", "-1/2"])
+def test_a_part_is_one_of_some(corpus, tmp_path, text):
+    words = ["--input", str(corpus / "text.txt"), "--tokenizer", str(corpus / "vocab.txt")]
+    with pytest.raises(ConfigError, match="--part"):
+        main([*words, "--output", str(tmp_path / "P"), f"--part={text}"])
 
 
 def test_rows_of_this_text_are_known(prepared):

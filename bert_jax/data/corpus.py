@@ -73,7 +73,21 @@ def read_documents(
       DataError: a missing or empty input, or text that is not UTF-8, compressed or structured as it should be.
     """
     names = resolve_inputs(inputs)  # here, not in the generator: a missing file is told at once
-    return _number_documents((piece for name in names for piece in _read_pieces(name, text_field, documents)), inputs)
+    return _all_documents(names, inputs, text_field, documents)
+
+
+def _all_documents(
+    names: list[str], inputs: Sequence[str], text_field: str, documents: DocumentRule
+) -> Iterator[Document]:
+    first = 0
+    for name in names:
+        last = first - 1
+        for document in documents_of(name, text_field, documents):
+            last = first + document.source
+            yield document._replace(source=last)
+        first = last + 1
+    if first == 0:
+        raise DataError(f"{' '.join(inputs)}: holds no text; give files with text in them")
 
 
 def split_sentences(document: Document, language: str = "en") -> list[str]:
@@ -151,16 +165,15 @@ def _read_pieces(name: str, text_field: str, documents: DocumentRule) -> Iterato
     return _file_pieces(name, documents)
 
 
-def _number_documents(pieces: Iterable[_Piece], inputs: Sequence[str]) -> Iterator[Document]:
+def documents_of(name: str, text_field: str, documents: DocumentRule) -> Iterator[Document]:
+    """Documents of one of the names that `resolve_inputs` gives, numbered from 0; none where it is blank."""
     source, is_new = -1, True
-    for text, is_first, sentence_per_line in pieces:
+    for text, is_first, sentence_per_line in _read_pieces(name, text_field, documents):
         is_new |= is_first
         if text.strip():
             source += is_new
             is_new = False
             yield Document(text, source, sentence_per_line)
-    if source < 0:
-        raise DataError(f"{' '.join(inputs)}: holds no text; give files with text in them")
 
 
 # Text files

@@ -8,10 +8,16 @@ fixed range of text, into one ArrayRecord file of packed rows. Neither the group
 second depend on the number of workers, so the files do not either.
 
 P/train-00000-of-00004.array_record …, P/eval-…, P/tokenizer/, P/manifest.json
+
+More text than one machine splits in time goes in parts, each a process of its own, anywhere, in any order, as often as
+need be (`--part 3/16`); `--merge` then makes the rows, the same bytes as one process would have made:
+
+P.parts/00003-of-00016/{tokens,sentences,pieces,part.json}
 """
 
 import argparse
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import itertools
@@ -37,15 +43,15 @@ import numpy as np
 
 from bert_jax.config import Config, DataConfig, ModelConfig, faults, fingerprint
 from bert_jax.data import packing, sentence_pairs
-from bert_jax.data.corpus import Document, input_bytes, read_documents, split_sentences
+from bert_jax.data.corpus import Document, documents_of, input_bytes, resolve_inputs, split_sentences
 from bert_jax.errors import BertJaxError, CommandParser, ConfigError, DataError, StorageError, run_command
-from bert_jax.progress import Progress
+from bert_jax.progress import Progress, say
 
 if TYPE_CHECKING:
     from bert_jax.data.tokenizer_model import Tokenizer
 
 FORMAT_VERSION = 2
-MANIFEST = "manifest.json"
+MANIFEST, PART = "manifest.json", "part.json"
 # Random access wants one record a group; without compression it reads 1.3 and writes 5 times as fast for 5 % more disk.
 WRITER_OPTIONS = "group_size:1,uncompressed"
 _GROUP_CHARS = 1_000_000  # text that a worker splits and tokenises at a time
@@ -87,13 +93,135 @@ def prepare(
       DataError: text that cannot be used; fewer than two documents.
       StorageError, OSError: a disk that fails or is full.
     """
+    return _prepare(output, tokenizer, data, report, functools.partial(_tokenise_corpus, inputs), list(inputs))
+
+
+def prepare_part(
+    inputs: Sequence[str],
+    output: str | os.PathLike,
+    part: tuple[int, int],
+    *,
+    tokenizer: "Tokenizer",
+    data: DataConfig,
+    report: bool = True,
+) -> Path:
+    """Tokenises part (number from 1, count) of the inputs into a folder beside `output`, and returns that folder.
+
+    Parts are whole files, neighbours in the order of all, of about the same size. A part that is there already, made of
+    the same text with the same settings, stays. Raises as `prepare` does.
+    """
+    output, (number, count) = Path(output).absolute(), part
+    _check(output, data)
+    folder = part_folder(output, number, count)
+    names = resolve_inputs(inputs)
+    mine = names_of_part(names, number, count)
+    asked = {"inputs": list(inputs), "files": names, "tokenizer": tokenizer.fingerprint}
+    asked |= {"settings": {name: getattr(data, name) for name in _SETTINGS}}
+    if (folder / PART).is_file():
+        if read_part(folder)["asked"] == asked:
+            say(f"{folder} is there already; remove it to make it again")
+            return folder
+        raise ConfigError(f"{folder} was made of other files or with other settings; remove {folder.parent}")
+    partial = folder.with_name(f"{_partial_prefix(folder)}{os.getpid()}")
+    partial.mkdir(parents=True)
+    try:
+        with _worker_map(Context(tokenizer, data, partial)) as worker_map:
+            counts, digests = _tokenise(mine, partial, worker_map, data, report)
+        values = {"asked": asked, "counts": counts, "digests": digests}
+        (partial / PART).write_text(json.dumps(values | {"sha256": fingerprint(values)}) + "\n", encoding="utf-8")
+        os.rename(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def merge(
+    output: str | os.PathLike, *, tokenizer: "Tokenizer", data: DataConfig, report: bool = True
+) -> dict[str, Any]:
+    """Makes the folder `output` of the parts beside it, and removes them. Returns its manifest; raises as `prepare`."""
+    output = Path(output).absolute()
+    folders = sorted(path for path in parts_folder(output).glob("*-of-*") if path.name[0].isdigit())
+    if not folders:
+        raise DataError(f"{parts_folder(output)}: no parts; make them with --part")
+    count = int(folders[0].name.rpartition("-")[2])
+    wanted = [part_folder(output, number, count) for number in range(1, count + 1)]
+    if missing := [path.name for path in wanted if not (path / PART).is_file()]:
+        raise DataError(f"{parts_folder(output)}: {', '.join(missing)} missing; make them with --part")
+    if folders != wanted:
+        raise DataError(f"{parts_folder(output)}: parts of more than one division; remove those of one")
+    parts = [read_part(path) for path in wanted]
+    settings = {name: getattr(data, name) for name in _SETTINGS}
+    for path, part in zip(wanted, parts, strict=True):
+        if part["asked"] != parts[0]["asked"]:
+            raise ConfigError(f"{path}: made of other files or with other settings than {wanted[0].name}; remove it")
+    asked = parts[0]["asked"]
+    if asked["settings"] != settings or asked["tokenizer"] != tokenizer.fingerprint:
+        raise ConfigError(f"{parts_folder(output)}: of another tokenizer or other settings; give the same again")
+
+    def join(store: Path, worker_map: WorkerMap, data: DataConfig, report: bool) -> dict[str, Any]:
+        del worker_map
+        progress = Progress("merge", count, "parts") if report else None
+        with sentence_pairs.create_store(store) as writer:
+            for number, path in enumerate(wanted, 1):
+                writer.extend(path)
+                if progress:
+                    progress.update(number)
+        if progress:
+            progress.close()
+        digests = [digest for part in parts for digest in part["digests"]]
+        return _corpus_facts(writer.counts, store, digests, data, asked["inputs"])
+
+    manifest = _prepare(output, tokenizer, data, report, join, asked["inputs"])
+    shutil.rmtree(parts_folder(output), ignore_errors=True)
+    return manifest
+
+
+def parts_folder(output: Path) -> Path:
+    """Where the parts of `output` stand."""
+    return output.with_name(f"{output.name}.parts")
+
+
+def part_folder(output: Path, number: int, count: int) -> Path:
+    """The folder of part `number`, from 1, of `count`."""
+    return parts_folder(output) / f"{number:05d}-of-{count:05d}"
+
+
+def names_of_part(names: Sequence[str], number: int, count: int) -> list[str]:
+    """Those of the files `names` that make up part `number`, from 1, of `count`: neighbours, a share of the bytes."""
+    sizes = np.array([os.path.getsize(name) if os.path.isfile(name) else 0 for name in names], np.int64)
+    sizes = np.maximum(sizes, max(1, int(sizes.mean()) // 100))  # of what is no file nobody knows
+    middles = np.cumsum(sizes) - sizes / 2
+    part = np.minimum(middles * count // sizes.sum(), count - 1)
+    return [name for name, its in zip(names, part, strict=True) if its == number - 1]
+
+
+def read_part(folder: Path) -> dict[str, Any]:
+    """What a finished part says of itself. Raises DataError where it is not what was written."""
+    try:
+        values = json.loads((folder / PART).read_text(encoding="utf-8"))
+        if values.pop("sha256") != fingerprint(values):
+            raise ValueError("sha256 differs")
+    except (ValueError, KeyError, AttributeError) as error:
+        raise DataError(f"{folder / PART}: damaged ({error}); remove {folder.name} and make it again") from None
+    return values
+
+
+def _prepare(
+    output: str | os.PathLike,
+    tokenizer: "Tokenizer",
+    data: DataConfig,
+    report: bool,
+    fill_store: Callable[[Path, "WorkerMap", DataConfig, bool], dict[str, Any]],
+    inputs: list[str],
+) -> dict[str, Any]:
+    """`prepare`, with the store filled by `fill_store`, which returns what the manifest says of the corpus."""
     output = Path(output).absolute()
     _check(output, data)
     partial = output.with_name(f"{_partial_prefix(output)}{os.getpid()}")
     (partial / "store").mkdir(parents=True)
     try:
         with _worker_map(Context(tokenizer, data, partial)) as worker_map:
-            corpus = _tokenise_corpus(inputs, partial / "store", worker_map, data, report)
+            corpus = fill_store(partial / "store", worker_map, data, report)
             files = _write_rows(partial, worker_map, data, report)
         shutil.rmtree(partial / "store")
         tokenizer.save(partial / "tokenizer")
@@ -229,37 +357,58 @@ def _tokenise_corpus(
     inputs: Sequence[str], folder: Path, worker_map: WorkerMap, data: DataConfig, report: bool
 ) -> dict[str, Any]:
     """Fills the store and splits it; returns what the manifest says of the corpus."""
-    documents = read_documents(inputs, text_field=data.text_field, documents=data.documents)
-    digest = hashlib.sha256()
-    progress = Progress("tokenise", input_bytes(inputs), "bytes") if report else None
+    counts, digests = _tokenise(resolve_inputs(inputs), folder, worker_map, data, report)
+    return _corpus_facts(counts, folder, digests, data, inputs)
+
+
+def _tokenise(
+    names: Sequence[str], folder: Path, worker_map: WorkerMap, data: DataConfig, report: bool
+) -> tuple[dict[str, int], list[str]]:
+    """Fills a store with the files `names`: its counts, and the digest of each file's text."""
+    digests: list[str] = []
+    progress = Progress("tokenise", input_bytes(names) if names else 0, "bytes") if report else None
     with sentence_pairs.create_store(folder) as store:
-        for part in worker_map(tokenise, _groups(documents, digest, progress)):
+        for part in worker_map(tokenise, _groups(_documents(names, data, digests), progress)):
             store.append(part)
     if progress:
         progress.close(f"{store.tokens:,} tokens")
-    if store.sources < 2:
+    return store.counts, digests
+
+
+def _corpus_facts(
+    counts: dict[str, int], folder: Path, digests: list[str], data: DataConfig, inputs: Sequence[str]
+) -> dict[str, Any]:
+    """Splits a store that is full, and returns what the manifest says of its text. Raises DataError for too little."""
+    if counts["documents"] < 2:
         raise DataError(
-            f"{' '.join(inputs)}: {store.sources} document with tokens; next-sentence prediction needs two documents "
-            "at least: give more text, or say with --documents what separates documents"
+            f"{' '.join(inputs)}: {counts['documents']} document with tokens; next-sentence prediction needs two "
+            "documents at least: give more text, or say with --documents what separates documents"
         )
-    held_out = sentence_pairs.held_out_sources(store.sources, data.eval_fraction, data.seed)
+    held_out = sentence_pairs.held_out_sources(counts["documents"], data.eval_fraction, data.seed)
     sentence_pairs.split_store(folder, held_out)
-    return {
-        "fingerprint": digest.hexdigest(),
-        "documents": store.sources,
-        "sentences": store.sentences,
-        "tokens": store.tokens,
-    }
+    return {"fingerprint": fingerprint(digests), **counts}
 
 
-def _groups(documents: Iterable[Document], digest: Any, progress: Progress | None) -> Iterator[list[Document]]:
-    """Documents in groups of about `_GROUP_CHARS`; their texts go into `digest`."""
+def _documents(names: Sequence[str], data: DataConfig, digests: list[str]) -> Iterator[Document]:
+    """Documents of all files, numbered through; the digest of each file's text goes into `digests`."""
+    first = 0
+    for name in names:
+        digest, last = hashlib.sha256(), first - 1
+        for document in documents_of(name, data.text_field, data.documents):
+            text = document.text.encode("utf-8", "surrogatepass")
+            digest.update(len(text).to_bytes(8, "little") + text)
+            last = first + document.source
+            yield document._replace(source=last)
+        digests.append(digest.hexdigest())
+        first = last + 1
+
+
+def _groups(documents: Iterable[Document], progress: Progress | None) -> Iterator[list[Document]]:
+    """Documents in groups of about `_GROUP_CHARS`."""
     group, chars, done = [], 0, 0
     for document in documents:
-        text = document.text.encode("utf-8", "surrogatepass")
-        digest.update(len(text).to_bytes(8, "little") + text)
         group.append(document)
-        chars, done = chars + len(document.text), done + len(text)
+        chars, done = chars + len(document.text), done + len(document.text.encode("utf-8", "surrogatepass"))
         if chars >= _GROUP_CHARS:
             yield group
             group, chars = [], 0
@@ -542,6 +691,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--output", help="folder to make")
     add("--inspect", metavar="P", help="instead: show counts and a few rows of a prepared folder")
     add("--verify", metavar="P", help="instead: compare every file of a prepared folder with its digest")
+    add("--part", metavar="I/N", help="make only part I, from 1, of N, in a folder beside --output; then --merge")
+    add("--merge", action="store_true", help="make the rows of all parts; takes the same settings again, no --input")
     add("--max-seq-len", type=int, default=default.max_seq_len, help="tokens in a row (%(default)s)")
     add("--workers", type=int, default=default.workers, help="processes; 0 takes all cores (%(default)s)")
     add("--seed", type=int, default=default.seed, help="seed of pairs and of the held-out split (%(default)s)")
@@ -568,7 +719,8 @@ def main(argv: Sequence[str]) -> int:
     if options.verify:
         print(f"{options.verify}: {verify(options.verify)} files, all as they were written")
         return 0
-    missing = [name for name in ("input", "tokenizer", "output") if not getattr(options, name)]
+    needed = ("tokenizer", "output") if options.merge else ("input", "tokenizer", "output")
+    missing = [name for name in needed if not getattr(options, name)]
     if missing:
         raise ConfigError(f"--{missing[0]} is missing; see --help")
     from bert_jax.data.tokenizer_model import load_tokenizer
@@ -576,8 +728,25 @@ def main(argv: Sequence[str]) -> int:
     data = DataConfig(workers=options.workers, **{name: getattr(options, name) for name in _SETTINGS})
     _check(Path(options.output).absolute(), data)  # before the tokenizer is read
     tokenizer = load_tokenizer(options.tokenizer, lowercase=options.lowercase, strip_accents=options.strip_accents)
+    if options.part:
+        numbers = parse_part(options.part)
+        print(prepare_part(options.input, options.output, numbers, tokenizer=tokenizer, data=data))
+        return 0
+    if options.merge:
+        print(describe(merge(options.output, tokenizer=tokenizer, data=data)))
+        return 0
     print(describe(prepare(options.input, options.output, tokenizer=tokenizer, data=data)))
     return 0
+
+
+def parse_part(text: str) -> tuple[int, int]:
+    """`3/16` -> (3, 16). Raises ConfigError."""
+    number, slash, count = text.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count) <= 99_999):
+        raise ConfigError(
+            f"--part {text}: give I/N, the number of the part from 1 and how many there are, such as 3/16"
+        )
+    return int(number), int(count)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ pair can come from anywhere in it. A *source* is what the user calls a document;
 
 import contextlib
 import os
+import shutil
 import struct
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ _PIECE = np.dtype(
 )
 _PIECE_STRUCT = struct.Struct("<QIQQI")  # _PIECE, without numpy's cost for a single record
 _BLOCK = 1 << 16  # index records held at once
+_COPY_BYTES = 1 << 24
 
 
 class Piece(NamedTuple):
@@ -90,6 +92,32 @@ class StoreWriter:
         self.sources += int(changes.sum())
         self.sentences += len(lengths)
         self.tokens += int(lengths.sum())
+
+    def extend(self, folder: Path) -> None:
+        """Adds all of another store, as if its documents had been appended here."""
+        with open(folder / "tokens", "rb") as file:
+            shutil.copyfileobj(file, self._tokens, _COPY_BYTES)
+        sentences = sources = tokens = 0
+        with open(folder / "sentences", "rb") as file:
+            file.seek(np.dtype("<u8").itemsize)  # the zero before the first
+            while (block := np.fromfile(file, "<u8", _BLOCK)).size:
+                self._sentences.write((block + np.uint64(self.tokens)).tobytes())
+                sentences, tokens = sentences + len(block), int(block[-1])
+        with open(folder / "pieces", "rb") as file:
+            while (block := np.fromfile(file, _RAW_PIECE, _BLOCK)).size:
+                sources = int(block["source"][-1]) + 1
+                block["sentence"] += self.sentences
+                block["source"] += self.sources
+                self._pieces.write(block.tobytes())
+        self.sources += sources
+        self.sentences += sentences
+        self.tokens += tokens
+        self._last_source = -1  # what is appended after it begins a document
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How much has been added."""
+        return {"documents": self.sources, "sentences": self.sentences, "tokens": self.tokens}
 
 
 @contextlib.contextmanager
