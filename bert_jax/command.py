@@ -31,6 +31,8 @@ class Command:
     """Print the configuration as JSON and stop."""
     dry_run: bool = False
     """Print parameters, memory and steps, and stop."""
+    plan: str = ""
+    """Slice of TPUs, such as v5e:2x4: compile for it, here, print what it would take, and stop."""
     coordinator: str = ""
     """host:port of process 0, where many processes make one run and neither TPU metadata, SLURM nor JobSet tell."""
     num_processes: int = 0

@@ -50,8 +50,9 @@ class ModelConfig:
     """Standard deviation of the truncated normal that makes the first weights."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of activations and matrix products; parameters and optimizer stay float32."""
-    attention: Literal["xla"] = "xla"
-    """Attention back end."""
+    attention: Literal["xla", "splash", "cudnn"] = "xla"
+    """Attention back end: xla, splash (a TPU kernel, for rows of 512 and more), cudnn (GPUs, bfloat16). The latter two
+    have no dropout, so attention_dropout must be 0 with them; on other devices xla computes the same."""
     remat: Literal["none", "full", "dots"] = "none"
     """What the backward pass computes again: nothing, whole layers, or all but matrix products."""
     scan_unroll: int = 0
@@ -423,6 +424,9 @@ def _contradictions(config: Config) -> list[str]:
     checks = {
         f"model.num_heads: {model.num_heads} does not divide model.hidden_size {model.hidden_size}": (
             model.num_heads > 0 and model.hidden_size % model.num_heads
+        ),
+        f"model.attention: {model.attention} has no dropout; set --model.attention-dropout 0": (
+            model.attention != "xla" and model.attention_dropout > 0
         ),
         f"data.max_seq_len: {data.max_seq_len} is longer than model.max_position_embeddings "
         f"{model.max_position_embeddings}; shorten the one or lengthen the other": (

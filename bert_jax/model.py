@@ -106,6 +106,7 @@ class SelfAttention(nn.Module):
             segment_ids,
             dropout_rate=config.attention_dropout,
             dropout_key=None if self.deterministic else self.make_rng("dropout"),
+            backend=config.attention,
         )  # [B, N, S, H]
         kernel, bias = Affine((*heads, config.hidden_size), stddev, name="out")(x.dtype)
         return jnp.einsum("bnsh,nhd->bsd", context, kernel) + bias

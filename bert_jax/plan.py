@@ -1,12 +1,27 @@
-"""What a configuration costs, told without the hardware: parameters, memory, work of a step."""
+"""What a configuration costs, told without the hardware: parameters, memory, work of a step; for TPUs by their own
+compiler, which runs on a CPU (`--plan v5e:2x4`).
+"""
 
+import contextlib
+import dataclasses
+import json
 import math
-from typing import Any
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from bert_jax import hlo
 from bert_jax.config import Config, ModelConfig
+from bert_jax.data.packing import max_examples_of
+from bert_jax.errors import ConfigError
+from bert_jax.progress import say
 
 # Peak bf16 matrix products of one chip in FLOP/s, from the makers' data sheets; by `device_kind`.
 PEAK_FLOPS = {
@@ -89,3 +104,326 @@ def report(config: Config, params: Any, steps: int, rows: int | None) -> str:
         f"({memory[0] / 2**30:.2f} parameters, gradients and moments; {memory[1] / 2**30:.2f} activations)"
     )
     return "\n".join(lines)
+
+
+# TPUs
+
+
+class Chip(NamedTuple):
+    """One TPU chip, by Google's pages on its system architecture."""
+
+    flops: float
+    """bfloat16, a second."""
+    memory: float
+    """Bytes."""
+    bandwidth: float
+    """Bytes a second, between memory and chip."""
+    link: float
+    """Bytes a second over one link to a neighbour, one way."""
+    options: dict[str, str]
+    """What `libtpu` must be told of it."""
+
+
+CHIPS = {
+    "v4": Chip(275e12, 32 * 2**30, 1228e9, 50e9, {"chip_config_name": "megacore"}),
+    "v5e": Chip(197e12, 16 * 2**30, 819e9, 50e9, {}),
+    "v5p": Chip(459e12, 95 * 2**30, 2765e9, 100e9, {}),
+    "v6e": Chip(918e12, 32 * 2**30, 1640e9, 100e9, {}),
+}
+KERNEL_LANES = 128  # a matrix unit is this wide: heads of 64 use half of it
+FORCED = "Involuntary full rematerialization"
+# Without these libtpu asks a metadata server that is not there, and lets one process alone load it.
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_MIN_LOG_LEVEL": "3",
+}
+
+
+class Compiled(NamedTuple):
+    """What the compiler says of one program, for one chip."""
+
+    seconds: float
+    """To compile it."""
+    arguments: int
+    """Bytes: the training state and the batch."""
+    temporaries: int
+    """Bytes besides."""
+    peak: int
+    """Most bytes held at once."""
+    flops: float
+    optimal_seconds: float
+    """Its own estimate, without what it counts as -1 s for each operation it does not know."""
+    unknown_operations: int
+    traffic: float
+    """Bytes between memory and chip, on-chip memory included."""
+    collectives: list[hlo.Collective]
+    kernels: int
+    """Calls of Pallas kernels."""
+    forced: bool
+    """Whether it had to replicate an array (FORCED)."""
+
+
+def plan(config: Config, topology: str) -> dict[str, Any]:
+    """Compiles the training step for a slice such as `v5e:2x4`, and tells what comes of it; touches no device.
+
+    Raises ConfigError for a topology that is none, without `libtpu`, or where mesh and batch do not fit the slice.
+    """
+    from bert_jax.sharding import check_batch, make_mesh
+
+    chip = chip_of(topology)
+    if config.task.name != "pretrain":
+        raise ConfigError("--plan: it is for pre-training")
+    devices = topology_devices(topology, chip)
+    mesh = make_mesh(config.mesh, devices)
+    check_batch(config, mesh)
+    say(f"compiling {config.model.num_layers} layers for {len(devices)} chips; a minute or two")
+    whole = compile_step(config, mesh)
+    micro = None
+    if config.optimizer.accumulate > 1:  # its loop is counted once
+        say("and one micro-batch alone")
+        micro = compile_gradient(config, mesh)
+    return report_of(config, topology, chip, dict(mesh.shape), whole, micro)
+
+
+def chip_of(topology: str) -> Chip:
+    """The chip of `v5e:2x4`. Raises ConfigError."""
+    kind, _, shape = topology.partition(":")
+    if kind not in CHIPS or not re.fullmatch(r"\d+x\d+(x\d+)?", shape):
+        raise ConfigError(f"--plan {topology}: give a slice such as v5e:2x4, v5p:4x4x4; known are {', '.join(CHIPS)}")
+    return CHIPS[kind]
+
+
+def topology_devices(topology: str, chip: Chip) -> list[Any]:
+    """Devices of a slice, to compile for alone. Raises ConfigError."""
+    import importlib.util
+
+    from jax.experimental import topologies
+
+    if importlib.util.find_spec("libtpu") is None:
+        raise ConfigError("--plan: needs the TPU's compiler; pip install 'bert_jax[tpu]'")
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    with captured_stderr():  # it complains of the metadata that it was told not to look for
+        try:
+            return list(topologies.get_topology_desc(topology, platform="tpu", **chip.options).devices)
+        except Exception as error:  # whatever libtpu throws
+            reason = " ".join(str(error).split())[:200]
+            raise ConfigError(f"--plan {topology}: libtpu knows no such slice ({reason})") from error
+
+
+@contextlib.contextmanager
+def captured_stderr() -> Iterator[list[str]]:
+    """Yields a list that has, once the block is left, all that libraries wrote on stderr meanwhile."""
+    sys.stderr.flush()
+    before, lines = os.dup(2), []
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield lines
+        finally:
+            sys.stderr.flush()
+            os.dup2(before, 2)
+            os.close(before)
+            file.seek(0)
+            lines.append(file.read().decode(errors="replace"))
+
+
+def compile_step(config: Config, mesh: Any) -> Compiled:
+    """The training step as `train.py` would run it."""
+    from bert_jax.optimizer import build_optimizer
+    from bert_jax.tasks import pretrain
+    from bert_jax.train_state import abstract_state, jit_step
+
+    objective = pretrain.objective(config)
+    optimizer = build_optimizer(config.optimizer, config.train.num_steps, config.model.num_layers)
+    with jax.set_mesh(mesh):
+        step = jit_step(objective, optimizer, seed=config.train.seed, accumulate=config.optimizer.accumulate)
+        return compile_for(step, mesh, abstract_state(objective, optimizer, mesh), _batch(config, mesh))
+
+
+def compile_gradient(config: Config, mesh: Any) -> Compiled:
+    """Forward and backward pass of one micro-batch: what a loop over micro-batches repeats."""
+    from bert_jax.optimizer import build_optimizer
+    from bert_jax.tasks import pretrain
+    from bert_jax.train_state import abstract_state, jit_gradient
+
+    rows = config.train.global_batch_size // config.optimizer.accumulate
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, global_batch_size=rows))
+    objective = pretrain.objective(config)
+    optimizer = build_optimizer(config.optimizer, config.train.num_steps, config.model.num_layers)
+    with jax.set_mesh(mesh):
+        state = abstract_state(objective, optimizer, mesh)
+        return compile_for(jit_gradient(objective, config.train.seed), mesh, state.params, _batch(config, mesh))
+
+
+def _batch(config: Config, mesh: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    from jax.sharding import NamedSharding
+
+    from bert_jax.sharding import BATCH
+    from bert_jax.tasks import pretrain
+
+    sharding = NamedSharding(mesh, BATCH)
+    shapes = pretrain.batch_shapes(config)
+    return {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for name, x in shapes.items()}
+
+
+def compile_for(function: Any, mesh: Any, *arguments: Any) -> Compiled:
+    """Lowers and compiles a jitted function for the devices of a mesh."""
+    began = time.perf_counter()
+    with captured_stderr() as said:
+        program = function.lower(*arguments).compile()
+    seconds = time.perf_counter() - began
+    memory, cost, text = program.memory_analysis(), program.cost_analysis(), program.as_text()
+    optimal = cost.get("optimal_seconds", 0.0)
+    unknown = max(0, math.ceil(-optimal))  # a step takes less than a second
+    return Compiled(
+        seconds=seconds,
+        arguments=memory.argument_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        peak=memory.peak_memory_in_bytes,
+        flops=cost.get("flops", 0.0),
+        optimal_seconds=optimal + unknown,
+        unknown_operations=unknown,
+        traffic=cost.get("bytes accessed", 0.0),
+        collectives=hlo.collectives(text, dict(mesh.shape)),
+        kernels=len(re.findall(r'custom_call_target="tpu_custom_call"', text)),
+        forced=FORCED in said[0],
+    )
+
+
+def report_of(
+    config: Config, topology: str, chip: Chip, mesh: dict[str, int], whole: Compiled, micro: Compiled | None
+) -> dict[str, Any]:
+    """What `plan.json` holds; seconds and rates as [from, to]."""
+    model, data, train = config.model, config.data, config.train
+    chips, accumulate = math.prod(mesh.values()), config.optimizer.accumulate
+    examples = max_examples_of(data.max_seq_len, data.pack)
+    flops = step_flops(model, train.global_batch_size, data.max_seq_len, data.gather_width, examples) / chips
+    compute = whole.optimal_seconds + (accumulate - 1) * (micro.optimal_seconds if micro else 0.0)
+    compute += kernel_seconds(config, chip, chips) if whole.kernels else 0.0
+    dimensions = sum(int(size) > 1 for size in topology.split(":")[1].split("x"))
+    # All dimensions of the torus at once, behind the computation, or one ring, after it.
+    fast, slow = (network_seconds(whole.collectives, chip, links) for links in (2 * max(1, dimensions), 2))
+    seconds = [max(compute, fast), compute + slow]
+    tokens = train.global_batch_size * data.max_seq_len
+    steps = train.num_steps if train.num_epochs == 0 else None
+    limit, found = chip.memory, whole.peak
+    return {
+        "topology": topology,
+        "chips": chips,
+        "mesh": mesh,
+        "compile_seconds": round(whole.seconds + (micro.seconds if micro else 0.0), 1),
+        "bytes_per_chip": {
+            "arguments": whole.arguments,
+            "temporaries": whole.temporaries,
+            "peak": found,
+            "memory": int(limit),
+        },
+        "fits": found <= limit,
+        "would_fit": [] if found <= limit else remedies(config, whole, limit),
+        "model_flops_per_chip": flops,
+        "compiled_flops_per_chip": whole.flops,
+        "collectives": [one._asdict() for one in whole.collectives],
+        "forced_rematerialization": whole.forced,
+        "seconds": {
+            "step": seconds,
+            "compute": compute,
+            "memory": whole.traffic / chip.bandwidth,
+            "network": [fast, slow],
+            "unknown_operations": whole.unknown_operations,
+            "at_peak": flops / chip.flops,
+        },
+        "mfu": [flops / chip.flops / value for value in reversed(seconds)],
+        "tokens_per_second": [tokens / value for value in reversed(seconds)],
+        "steps": steps,
+        "days": [steps * value / 86_400 for value in seconds] if steps else None,
+        "chip_hours": [steps * value / 3600 * chips for value in seconds] if steps else None,
+    }
+
+
+def kernel_seconds(config: Config, chip: Chip, chips: int) -> float:
+    """Attention in a Pallas kernel, of which the compiler knows nothing: its products, forward twice and backward five
+    times, at what heads narrower than the matrix unit leave of its peak.
+    """
+    model, length = config.model, config.data.max_seq_len
+    product = 2.0 * config.train.global_batch_size / chips * length * length * model.hidden_size
+    used = min(1.0, model.head_dim / KERNEL_LANES)
+    return model.num_layers * 7 * product / (chip.flops * used)
+
+
+def network_seconds(collectives: list[hlo.Collective], chip: Chip, links: int) -> float:
+    """Time of all collectives by ring algorithms over `links` links of a chip.
+
+    Of V bytes in a ring of n, each chip sends 2 V (n - 1) / n to reduce for all, V (n - 1) / n to gather or to scatter,
+    and V to permute.
+    """
+    factors = {"all-reduce": 2.0, "all-gather": 1.0, "reduce-scatter": 1.0, "all-to-all": 1.0}
+    total = 0.0
+    for one in collectives:
+        share = (one.group - 1) / one.group if one.group else 1.0
+        total += one.bytes * (factors[one.kind] * share if one.kind in factors else 1.0)
+    return total / (links * chip.link)
+
+
+def remedies(config: Config, whole: Compiled, limit: float) -> list[str]:
+    """Flags by which it would fit, as far as proportion tells: what is not state shrinks with the micro-batch."""
+    state, rest = whole.arguments, whole.peak - whole.arguments
+    found = []
+    if state < limit:
+        parts = 2 ** math.ceil(math.log2(rest / (limit - state)))
+        accumulate = config.optimizer.accumulate * parts
+        if config.train.global_batch_size % accumulate == 0:
+            found.append(f"--optimizer.accumulate {accumulate}")
+        if config.model.remat == "none":
+            found.append("--model.remat dots, or full")
+    found.append(f"--mesh.fsdp {2 * max(1, config.mesh.fsdp)}")
+    return found
+
+
+def describe(found: dict[str, Any]) -> str:
+    """The report as text."""
+    memory, seconds = found["bytes_per_chip"], found["seconds"]
+
+    def ms(*values: float) -> str:
+        return " to ".join(f"{1000 * value:.1f}" for value in values) + " ms"
+
+    lines = [
+        f"{found['topology']}: {found['chips']} chips, mesh "
+        + " x ".join(f"{name} {size}" for name, size in found["mesh"].items())
+        + f"; compiled in {found['compile_seconds']:.0f} s",
+        f"memory a chip: {memory['peak'] / 1e9:.2f} GB of {memory['memory'] / 1e9:.1f} at its peak "
+        f"({memory['arguments'] / 1e9:.2f} state and batch, {memory['temporaries'] / 1e9:.2f} besides)",
+    ]
+    if not found["fits"]:
+        lines.append(f"IT DOES NOT FIT; by proportion it would with {' or '.join(found['would_fit'])}")
+    lines += [
+        f"{one['kind']} over {one['axes']} ({one['group']} chips): {one['count']} a step, {one['bytes'] / 1e6:,.1f} MB"
+        for one in found["collectives"]
+    ]
+    if found["forced_rematerialization"]:
+        lines.append(f"warning: the compiler says {FORCED!r}: it could not follow the shardings")
+    lines += [
+        f"step: {ms(*seconds['step'])}, of which compute {ms(seconds['compute'])} (at the chip's peak "
+        f"{ms(seconds['at_peak'])}), network {ms(*seconds['network'])}",
+        f"MFU {found['mfu'][0]:.2f} to {found['mfu'][1]:.2f}; "
+        f"{found['tokens_per_second'][0]:,.0f} to {found['tokens_per_second'][1]:,.0f} tokens a second",
+    ]
+    if found["steps"]:
+        (days, most), (hours, most_hours) = found["days"], found["chip_hours"]
+        lines.append(
+            f"{found['steps']:,} steps: {days:.2f} to {most:.2f} days, {hours:,.0f} to {most_hours:,.0f} chip-hours"
+        )
+    return "\n".join(lines)
+
+
+def write(found: dict[str, Any], workdir: str) -> None:
+    """`plan.json`."""
+    os.makedirs(workdir, exist_ok=True)
+    path = os.path.join(workdir, "plan.json")
+    with open(f"{path}.partial", "w", encoding="utf-8") as file:
+        json.dump(found, file, indent=1)
+    os.replace(f"{path}.partial", path)

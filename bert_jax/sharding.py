@@ -135,6 +135,13 @@ def host_arrays(tree: Any, mesh: Mesh) -> Any:
     return jax.device_get(tree)
 
 
+def platform() -> str:
+    """For what the program is compiled: `tpu`, `gpu` or `cpu`; that of the mesh, which may be of no device here."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    found = jax.default_backend() if device is None else device.platform
+    return "gpu" if found in ("cuda", "rocm") else found
+
+
 def constrain_batch(x: jax.Array) -> jax.Array:
     """Pins activations [B, ...] to the batch split, where a mesh is set; without one it returns `x`."""
     if jax.sharding.get_abstract_mesh().empty:

@@ -7,7 +7,6 @@ Reads top to bottom: `main` parses, `train` runs. Heavy imports wait until the c
 
 import contextlib
 import dataclasses
-import functools
 import json
 import math
 import os
@@ -40,6 +39,8 @@ def main(argv: list[str]) -> int:
     if command.dry_run:
         print(dry_run(config))
         return 0
+    if command.plan:
+        return plan_for(config, command.plan, command.workdir)
     if not command.workdir:
         raise ConfigError("--workdir: name the folder of the run")
     from bert_jax import hosts, sweep
@@ -81,6 +82,18 @@ def dry_run(config: Config) -> str:
     if config.train.num_epochs > 0 and rows is None:
         return plan.report(config, params, 0, None) + "\n(steps follow from train.num_epochs when the text is prepared)"
     return plan.report(config, params, config_lib.total_steps(config, rows or 0), rows)
+
+
+def plan_for(config: Config, topology: str, workdir: str) -> int:
+    """`--plan`: prints what a slice of TPUs would do, and writes it to `plan.json` of a workdir. 0."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    from bert_jax import plan
+
+    found = plan.plan(config, topology)
+    print(plan.describe(found))
+    if workdir:
+        plan.write(found, workdir)
+    return 0
 
 
 def write_beginning(config: Config, workdir: str, task: Any, *, new: bool) -> None:
@@ -328,7 +341,7 @@ def run(config: Config, workdir: str, mesh: Any, resume: str, began: float) -> i
     from bert_jax.optimizer import build_optimizer, learning_rate_schedule, warmup_steps
     from bert_jax.recorder import Clock, Recorder
     from bert_jax.sharding import global_batch, host_arrays, local_rows, named_leaves
-    from bert_jax.train_state import abstract_state, all_finite, create_state, train_step
+    from bert_jax.train_state import abstract_state, all_finite, create_state, jit_step
 
     folder, asked, first = checkpoint.checkpoints_folder(workdir), config, hosts.is_first()
     start = hosts.from_first(lambda: first_step(folder, resume))
@@ -370,13 +383,7 @@ def run(config: Config, workdir: str, mesh: Any, resume: str, began: float) -> i
         stop = stack.enter_context(stop_signals())
 
         clock = Clock()
-        key = jax.random.key(config.train.seed, impl="threefry2x32" if jax.default_backend() == "cpu" else "rbg")
-        step_function = jax.jit(
-            functools.partial(
-                train_step, task=task, optimizer=optimizer, key=key, accumulate=config.optimizer.accumulate
-            ),
-            donate_argnums=0,
-        )
+        step_function = jit_step(task, optimizer, seed=config.train.seed, accumulate=config.optimizer.accumulate)
         evaluate_batch = evaluator(task)
         peak, schedule = plan.peak_flops(), learning_rate_schedule(config.optimizer, num_steps)
         progress = Progress("train", num_steps, "steps", start=start)

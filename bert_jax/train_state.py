@@ -1,5 +1,6 @@
 """The training state (arrays only) and the one pure training step."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,8 +10,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from bert_jax.sharding import constrain_batch, tree_shardings
-from bert_jax.tasks import Batch, Params, Sums, Task
+from bert_jax.sharding import constrain_batch, platform, tree_shardings
+from bert_jax.tasks import Batch, Objective, Params, Sums, Task
 
 
 @flax.struct.dataclass
@@ -22,7 +23,7 @@ class TrainState:
     opt_state: Any
 
 
-def abstract_state(task: Task, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def abstract_state(task: Objective | Task, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """Shapes, types and shardings of the state; allocates nothing."""
     state = jax.eval_shape(lambda: _new_state(task.init, optimizer, jax.random.key(0)))
     return jax.tree.map(
@@ -55,7 +56,9 @@ def split_batch(batch: Batch, parts: int) -> Batch:
     return jax.tree.map(lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
-def gradients(task: Task, params: Params, batch: Batch, key: jax.Array, accumulate: int) -> tuple[Params, Sums]:
+def gradients(
+    task: Objective | Task, params: Params, batch: Batch, key: jax.Array, accumulate: int
+) -> tuple[Params, Sums]:
     """Gradient of the mean loss over the global batch, and its metric sums, over `accumulate` micro-batches.
 
     Each loss term is (global sum) / (global count): counts come first, from the weights of the whole batch, so
@@ -83,11 +86,40 @@ def gradients(task: Task, params: Params, batch: Batch, key: jax.Array, accumula
     return total
 
 
+COMPILER_OPTIONS = {
+    # Each chip makes the random bits of its own rows alone; else every chip makes those of the whole global batch.
+    "tpu": {"xla_tpu_spmd_rng_bit_generator_unsafe": True},
+}
+
+
+def dropout_key(seed: int) -> jax.Array:
+    """The key that a run's dropout keys come from. Accelerators have a generator of their own, and are fast with it."""
+    return jax.random.key(seed, impl="threefry2x32" if platform() == "cpu" else "rbg")
+
+
+def jit_step(
+    objective: Objective | Task, optimizer: optax.GradientTransformation, *, seed: int, accumulate: int
+) -> Any:
+    """`train_step` compiled for the mesh that is set: (state, batch) -> (state, metrics). The state is given away."""
+    bound = {"task": objective, "optimizer": optimizer, "key": dropout_key(seed), "accumulate": accumulate}
+    step = functools.partial(train_step, **bound)
+    return jax.jit(step, donate_argnums=0, compiler_options=COMPILER_OPTIONS.get(platform()))
+
+
+def jit_gradient(objective: Objective | Task, seed: int) -> Any:
+    """(params, batch) -> gradient and sums of one micro-batch, compiled as in `jit_step`; for `plan`."""
+
+    def gradient(params: Params, batch: Batch) -> tuple[Params, Sums]:
+        return gradients(objective, params, batch, dropout_key(seed), 1)
+
+    return jax.jit(gradient, compiler_options=COMPILER_OPTIONS.get(platform()))
+
+
 def train_step(
     state: TrainState,
     batch: Batch,
     *,
-    task: Task,
+    task: Objective | Task,
     optimizer: optax.GradientTransformation,
     key: jax.Array,
     accumulate: int = 1,

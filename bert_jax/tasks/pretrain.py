@@ -8,14 +8,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from bert_jax.config import Config, ModelConfig, fingerprint
-from bert_jax.data import cache, cooccurrence, pipeline, prepare
+from bert_jax.data import cache, cooccurrence, packing, pipeline, prepare
 from bert_jax.data.corpus import resolve_inputs
 from bert_jax.data.tokenizer_model import load_tokenizer
 from bert_jax.errors import ConfigError
 from bert_jax.heads import ClassifierHead, MlmHead, Pooler
 from bert_jax.progress import say
 from bert_jax.sharding import local_rows
-from bert_jax.tasks import Batch, Params, Sums, Task, choose_tokenizer, encode, gather, init_encoder, loss_and_accuracy
+from bert_jax.tasks import (
+    Batch,
+    Objective,
+    Params,
+    Sums,
+    Task,
+    choose_tokenizer,
+    encode,
+    gather,
+    init_encoder,
+    loss_and_accuracy,
+)
 
 LOSSES = ("masked_lm_loss", "next_sentence_loss")
 SETTLED = ("pack", "short_seq_prob", "dupe_factor", "eval_fraction")  # of DataConfig: once rows are prepared
@@ -100,6 +111,29 @@ def complete(config: Config, tokenizer: str) -> Config:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, **settled))
 
 
+def objective(config: Config) -> Objective:
+    """The functions above, bound to a configuration."""
+    return Objective(
+        init=functools.partial(init, config.model),
+        sums=functools.partial(sums, config.model),
+        weights=weights,
+        losses=LOSSES,
+    )
+
+
+def batch_shapes(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and types of a training batch, as `pipeline.train_batch` makes it."""
+    data, rows = config.data, config.train.global_batch_size
+    widths = {"examples": packing.max_examples_of(data.max_seq_len, data.pack), "masked": data.gather_width}
+    integers = dict.fromkeys(("input_ids", "token_type_ids", "segment_ids", "position_ids"), data.max_seq_len)
+    integers |= dict.fromkeys(("masked_lm_positions", "masked_lm_ids"), widths["masked"])
+    integers |= dict.fromkeys(("next_sentence_positions", "next_sentence_labels"), widths["examples"])
+    floats = {"masked_lm_weights": widths["masked"], "next_sentence_weights": widths["examples"]}
+    return {name: jax.ShapeDtypeStruct((rows, width), jnp.int32) for name, width in integers.items()} | {
+        name: jax.ShapeDtypeStruct((rows, width), jnp.float32) for name, width in floats.items()
+    }
+
+
 def build(config: Config) -> Task:
     """Opens the prepared rows and binds the functions above to them."""
     data, train, folder = config.data, config.train, config.data.path
@@ -111,10 +145,7 @@ def build(config: Config) -> Task:
     share = {"share": local_rows(batch_size)}
     vocabulary = pipeline.masking_vocabulary(tokenizer, data.whole_word_masking)
     return Task(
-        init=functools.partial(init, config.model),
-        sums=functools.partial(sums, config.model),
-        weights=weights,
-        losses=LOSSES,
+        **objective(config)._asdict(),
         rows=len(rows),
         train_batch=lambda step: pipeline.train_batch(rows, vocabulary, data, batch_size, step, **share),
         eval_sets={

@@ -1,0 +1,113 @@
+"""What a program will take on a slice of TPUs: parsing, arithmetic, and the TPU's compiler where it is installed."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bert_jax import hlo, plan
+from bert_jax.config import Config, MeshConfig, ModelConfig, TrainConfig
+from bert_jax.errors import ConfigError
+from bert_jax.hlo import Collective
+
+ROOT = Path(__file__).parent.parent
+PROGRAM = """HloModule jit_step
+%sum (a: f32[], b: f32[]) -> f32[] {
+  ROOT %add = f32[] add(%a, %b)
+}
+%body.1 (p: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %all-gather.3 = f32[8,4]{1,0:T(8,128)} all-gather(%x), replica_groups=[2,4]<=[8], dimensions={0}
+}
+ENTRY %main (x: f32[8,4]) -> f32[8,4] {
+  %all-reduce.1 = (f32[100]{0}, /*index=1*/bf16[10,2]{1,0}) all-reduce(%a, %b), replica_groups=mesh['axis_0'=8] {'axis_0'}
+  %all-reduce.2 = f32[]{:T(128)} all-reduce(%c), replica_groups=[4,2]<=[4,2]T(0,1), to_apply=%sum
+  %reduce-scatter.1 = f32[2]{0} reduce-scatter(%d), replica_groups={{0,2},{1,3},{4,6},{5,7}}, to_apply=%sum
+  %all-gather-start.1 = (f32[4]{0}, f32[8]{0}) all-gather-start(%e), replica_groups=[4,2]<=[2,4]T(1,0)
+  %while.1 = (s32[], f32[8,4]) while(%t), condition=%cond, body=%body.1, backend_config={"known_trip_count":{"n":"3"}}
+}
+"""
+
+
+def test_collectives_are_counted_with_their_axes_and_bytes():
+    found = {(one.kind, one.axes): one for one in hlo.collectives(PROGRAM, {"data": 2, "fsdp": 2, "tensor": 2})}
+    assert found["all-reduce", "data+fsdp+tensor"] == Collective("all-reduce", "data+fsdp+tensor", 8, 1, 440)
+    assert found["all-reduce", "tensor"] == Collective("all-reduce", "tensor", 2, 1, 4)
+    assert found["reduce-scatter", "fsdp"] == Collective("reduce-scatter", "fsdp", 2, 1, 16)
+    assert found["all-gather", "data"] == Collective("all-gather", "data", 2, 1, 24)
+    assert found["all-gather", "fsdp+tensor"] == Collective("all-gather", "fsdp+tensor", 4, 3, 3 * 128)  # in a loop
+    assert len(found) == 5
+
+
+def test_ring_times():
+    chip = plan.Chip(flops=1, memory=1, bandwidth=1, link=10.0, options={})
+    reduce = Collective("all-reduce", "data", 8, 1, 800)
+    assert plan.network_seconds([reduce], chip, 2) == pytest.approx(2 * 800 * 7 / 8 / 20)
+    gather = Collective("all-gather", "fsdp", 4, 1, 800)
+    assert plan.network_seconds([gather], chip, 1) == pytest.approx(800 * 3 / 4 / 10)
+    assert plan.network_seconds([reduce, gather], chip, 1) == pytest.approx(140 + 60)
+
+
+@pytest.mark.parametrize("topology", ["v5e", "v5e:8", "v9:2x4", "v5e:2xx4", "2x4"])
+def test_a_topology_is_one(topology):
+    with pytest.raises(ConfigError, match="--plan"):
+        plan.chip_of(topology)
+
+
+def test_a_report_adds_up():
+    config = Config(
+        model=ModelConfig(), mesh=MeshConfig(), train=TrainConfig(global_batch_size=512, num_steps=1_000_000)
+    )
+    reduced = [Collective("all-reduce", "data", 8, 1, 440_000_000)]
+    whole = plan.Compiled(60.0, 10**9, 2 * 10**9, 3 * 10**9, 4e12, 0.040, 3, 1e10, reduced, 0, False)
+    found = plan.report_of(config, "v5e:2x4", plan.CHIPS["v5e"], {"data": 8, "fsdp": 1, "tensor": 1}, whole, None)
+    assert found["fits"] and found["would_fit"] == []
+    low, high = found["seconds"]["step"]
+    assert low == 0.040 and high == pytest.approx(0.040 + 0.0077)
+    assert found["mfu"][0] == pytest.approx(found["model_flops_per_chip"] / 197e12 / high)
+    assert found["days"][1] == pytest.approx(1e6 * high / 86_400)
+    assert found["chip_hours"][0] == pytest.approx(8 * 1e6 * low / 3600)
+    # A base model: six times its matrix parameters for each token, and a little for attention and heads.
+    assert 1 < found["model_flops_per_chip"] / (6 * 85e6 * 64 * 128) < 1.3
+    assert "does not fit" not in plan.describe(found).lower()
+    large = whole._replace(peak=40 * 2**30, arguments=10**9)
+    found = plan.report_of(config, "v5e:2x4", plan.CHIPS["v5e"], {"data": 8, "fsdp": 1, "tensor": 1}, large, None)
+    assert not found["fits"] and "--optimizer.accumulate 4" in found["would_fit"]
+    assert "DOES NOT FIT" in plan.describe(found)
+
+
+def test_what_libraries_write_is_held_back(capfd):
+    with plan.captured_stderr() as said:
+        os.write(2, b"noise\n")
+    os.write(2, b"word\n")
+    assert said == ["noise\n"] and capfd.readouterr().err == "word\n"
+
+
+def run_plan(*words):
+    command = [sys.executable, "-m", "bert_jax.train", "--config", "configs/tiny.py", "--data.path", "builtin", *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "XLA_FLAGS": ""})
+
+
+def test_without_the_compiler_it_says_what_to_install():
+    if importlib.util.find_spec("libtpu"):
+        pytest.skip("libtpu is installed")
+    done = run_plan("--plan", "v5e:2x4")
+    assert done.returncode == 2 and "pip install 'bert_jax[tpu]'" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_tiny_compiles_for_a_slice(tmp_path):
+    if not importlib.util.find_spec("libtpu"):
+        pytest.skip("libtpu is not installed: pip install 'bert_jax[tpu]'")
+    done = run_plan("--plan", "v5e:2x4", "--workdir", str(tmp_path / "w"), "--train.global-batch-size", "64")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "w" / "plan.json").read_text())
+    assert found["chips"] == 8 and found["fits"] and not found["forced_rematerialization"]
+    # Gradients are reduced once, and nothing else of their size is sent.
+    (reduced,) = [one for one in found["collectives"] if one["bytes"] > 1e6]
+    assert (reduced["kind"], reduced["axes"]) == ("all-reduce", "data")
+    assert 4 * 4.4e6 < reduced["bytes"] < 4 * 4.6e6
+    assert 0 < found["mfu"][0] <= found["mfu"][1] < 1
