@@ -20,8 +20,8 @@ from bert_jax.data.features import PREDICT_LENGTHS, Features, collate, featurize
 from bert_jax.data.tokenizer_model import Tokenizer, load_tokenizer
 from bert_jax.errors import ConfigError, DataError
 from bert_jax.model import separate_layers
+from bert_jax.process import keep_programs
 from bert_jax.progress import say
-from bert_jax.sharding import keep_programs
 from bert_jax.tasks import Batch, Params, classify, embed, encode, gather, ner, pretrain, squad
 
 Text = str | tuple[str, str]

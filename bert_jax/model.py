@@ -120,10 +120,12 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         config, stddev = self.config, self.config.initializer_range
+        shape = x.shape
+        x = x.reshape(-1, shape[-1])  # with B and S apart, the backward pass takes twice as long on a CPU
         kernel, bias = Affine((config.hidden_size, config.mlp_dim), stddev, name="wi")(x.dtype)
-        x = ACTIVATIONS[config.hidden_act](x @ kernel + bias)  # [B, S, F]
+        x = ACTIVATIONS[config.hidden_act](x @ kernel + bias)  # [B S, F]
         kernel, bias = Affine((config.mlp_dim, config.hidden_size), stddev, name="wo")(x.dtype)
-        return x @ kernel + bias  # [B, S, D]
+        return (x @ kernel + bias).reshape(shape)  # [B, S, D]
 
 
 class EncoderLayer(nn.Module):

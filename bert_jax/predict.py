@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 from bert_jax.config import TaskConfig
 from bert_jax.data.tables import ENDINGS, iterate_examples
 from bert_jax.errors import CommandParser, ConfigError, DataError, run_command
+from bert_jax.process import keep_memory
 
 if TYPE_CHECKING:
     from bert_jax.bert import Bert, Text
@@ -195,6 +196,7 @@ def main(argv: list[str]) -> int:
         raise ConfigError(f"--output {args.output}: a folder; name a file")
     if args.command == "answer" and (args.question is None) != (args.context is None):
         raise ConfigError("answer: --question needs --context, and --input has its own")
+    keep_memory()
     from bert_jax.bert import load  # JAX is imported when there is something to do
 
     bert = load(args.model)

@@ -9,9 +9,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bert_jax.config import Config, MeshConfig, cache_folder
+from bert_jax.config import Config, MeshConfig
 from bert_jax.errors import ConfigError
-from bert_jax.progress import say
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = P(("data", "fsdp"))  # the batch is split over every axis that does not split heads
@@ -154,17 +153,3 @@ def replicate(x: jax.Array) -> jax.Array:
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, P())
-
-
-def keep_programs() -> None:
-    """Keeps compiled programs in the cache folder for later processes, unless JAX was told of another place."""
-    if jax.config.jax_compilation_cache_dir:
-        return
-    folder = cache_folder() / "xla"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        say(f"note: compiled programs are not kept: {folder}: {error.strerror}")
-        return
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

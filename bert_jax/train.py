@@ -20,6 +20,7 @@ from bert_jax import config as config_lib
 from bert_jax.command import parse_command
 from bert_jax.config import Config
 from bert_jax.errors import INTERRUPTED, PREEMPTED, ConfigError, NonFiniteLossError, StorageError, run_command
+from bert_jax.process import keep_memory
 from bert_jax.progress import Progress, log_to, say
 
 # What a run makes in its workdir, and makes anew when there is something of that name.
@@ -43,6 +44,7 @@ def main(argv: list[str]) -> int:
         return plan_for(config, command.plan, command.workdir)
     if not command.workdir:
         raise ConfigError("--workdir: name the folder of the run")
+    keep_memory()
     from bert_jax import hosts, sweep
 
     flags = command.coordinator, command.num_processes, command.process_id
@@ -305,7 +307,8 @@ def train(config: Config, workdir: str, *, resume: str = "auto", debug: bool = F
     import jax
 
     from bert_jax import hosts
-    from bert_jax.sharding import check_batch, keep_programs, make_mesh
+    from bert_jax.process import keep_programs
+    from bert_jax.sharding import check_batch, make_mesh
 
     keep_programs()
     jax.config.update("jax_debug_nans", debug)

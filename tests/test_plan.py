@@ -23,7 +23,7 @@ PROGRAM = """HloModule jit_step
   %all-gather.3 = f32[8,4]{1,0:T(8,128)} all-gather(%x), replica_groups=[2,4]<=[8], dimensions={0}
 }
 ENTRY %main (x: f32[8,4]) -> f32[8,4] {
-  %all-reduce.1 = (f32[100]{0}, /*index=1*/bf16[10,2]{1,0}) all-reduce(%a, %b), replica_groups=mesh['axis_0'=8] {'axis_0'}
+  %all-reduce.1 = (f32[100]{0}, /*index=1*/bf16[10,2]{1,0}) all-reduce(%a), replica_groups=mesh['axis_0'=8] {'axis_0'}
   %all-reduce.2 = f32[]{:T(128)} all-reduce(%c), replica_groups=[4,2]<=[4,2]T(0,1), to_apply=%sum
   %reduce-scatter.1 = f32[2]{0} reduce-scatter(%d), replica_groups={{0,2},{1,3},{4,6},{5,7}}, to_apply=%sum
   %all-gather-start.1 = (f32[4]{0}, f32[8]{0}) all-gather-start(%e), replica_groups=[4,2]<=[2,4]T(1,0)
