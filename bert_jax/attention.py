@@ -60,7 +60,8 @@ def attend(
         if backend == "cudnn" and platform() == "gpu" and query.dtype == jnp.bfloat16:
             return cudnn_attention(scaled, key, value, segment_ids)
     scores = jnp.einsum("bnqh,bnkh->bnqk", scaled, key)
-    scores = jnp.where(same_example(segment_ids), scores.astype(jnp.float32), MASKED)
+    # A sum, whose backward pass keeps nothing, not a choice, which keeps an array of the scores' size.
+    scores = scores.astype(jnp.float32) + jnp.where(same_example(segment_ids), 0.0, MASKED)
     probabilities = softmax(scores, value.dtype)  # [B, N, S, S]
     probabilities = dropout(probabilities, dropout_rate, dropout_key)
     return jnp.einsum("bnqk,bnkh->bnqh", probabilities, value)

@@ -56,7 +56,12 @@ def packed_and_unpacked():
     batches = unpack_rows(packed), unpack_rows(single)
     regular = np.arange(MODEL.vocab_size) >= 5
     masked = mask_tokens(
-        batches[0]["input_ids"], vocabulary=Vocabulary(4, regular), mask_rate=0.3, gather_width=32, key=(0, 0)
+        batches[0]["input_ids"],
+        vocabulary=Vocabulary(4, regular),
+        mask_rate=0.3,
+        gather_width=32,
+        key=(0, 0),
+        row_numbers=np.arange(2),
     )
     batches[0].update(masked)
     batches[1].update(mask_like(batches[0], batches[1]))

@@ -1,0 +1,94 @@
+"""Attention: the back ends agree, gradients too, and the backward pass keeps no float32 probabilities."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bert_jax import attention
+from bert_jax.attention import attend, softmax, splash_attention
+from bert_jax.config import Config, DataConfig, ModelConfig, faults
+from bert_jax.sharding import make_mesh
+
+BATCH, HEADS, LENGTH, DIM = 2, 2, 256, 64
+
+
+def operands(dtype=jnp.float32):
+    keys = jax.random.split(jax.random.key(0), 3)
+    query, key, value = (jax.random.normal(one, (BATCH, HEADS, LENGTH, DIM), dtype) for one in keys)
+    segments = jnp.array([[1] * 100 + [2] * 120 + [0] * 36, [1] * 256])
+    return query, key, value, segments
+
+
+@pytest.mark.parametrize("on_mesh", [False, True])
+def test_splash_is_what_xla_computes_gradients_too(on_mesh, request):
+    query, key, value, segments = operands()
+    real = (segments > 0)[:, None, :, None]
+
+    def loss(function):
+        return lambda q, k, v: (jnp.sin(function(q, k, v)) * real).sum()
+
+    def splash(q, k, v):
+        return splash_attention(q * DIM**-0.5, k, v, segments, interpret=True)
+
+    def xla(q, k, v):
+        return attend(q, k, v, segments)
+
+    wanted = jax.value_and_grad(loss(xla), argnums=(0, 1, 2))(query, key, value)
+    compiled = jax.jit(jax.value_and_grad(loss(splash), argnums=(0, 1, 2)))
+    if on_mesh:  # rows over two devices, heads over two
+        from bert_jax.config import MeshConfig
+
+        with jax.set_mesh(make_mesh(MeshConfig(data=2, fsdp=1, tensor=2), jax.devices()[:4])):
+            found = jax.device_get(compiled(query, key, value))
+    else:
+        found = compiled(query, key, value)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-4, rtol=2e-4)
+
+
+@pytest.mark.parametrize("backend", ["splash", "cudnn"])
+def test_on_other_devices_xla_takes_their_place(backend):
+    query, key, value, segments = operands()
+    np.testing.assert_array_equal(
+        attend(query, key, value, segments, backend=backend), attend(query, key, value, segments)
+    )
+
+
+def test_cudnn_is_asked_for_the_same(monkeypatch):
+    """Its call, with JAX's own implementation in cuDNN's place."""
+    query, key, value, segments = operands()
+    real, asked = jax.nn.dot_product_attention, []
+
+    def stand_in(*arrays, implementation, **how):
+        asked.append(implementation)
+        return real(*arrays, implementation="xla", **how)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+    found = attention.cudnn_attention(query * DIM**-0.5, key, value, segments)
+    np.testing.assert_allclose(found, attend(query, key, value, segments), atol=1e-5)
+    assert asked == ["cudnn"]
+
+
+def test_softmax_and_its_gradient():
+    scores = jax.random.normal(jax.random.key(1), (3, 5, 7))
+    weights = jax.random.normal(jax.random.key(2), scores.shape)
+    ours = jax.value_and_grad(lambda x: (softmax(x, jnp.float32) * weights).sum())(scores)
+    theirs = jax.value_and_grad(lambda x: (jax.nn.softmax(x) * weights).sum())(scores)
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_the_backward_pass_keeps_probabilities_of_the_narrow_type_alone():
+    query, key, value, segments = operands(jnp.bfloat16)
+    _, backward = jax.vjp(lambda q, k, v: attend(q, k, v, segments), query, key, value)
+    kept = [leaf for leaf in jax.tree.leaves(backward) if getattr(leaf, "shape", ())[-2:] == (LENGTH, LENGTH)]
+    assert {leaf.dtype.name for leaf in kept} <= {"bfloat16", "bool"}
+
+
+@pytest.mark.parametrize("backend", ["splash", "cudnn"])
+def test_back_ends_without_dropout_say_so(backend):
+    config = Config(model=ModelConfig(attention=backend), data=DataConfig(path="x"))
+    assert any("--model.attention-dropout 0" in fault for fault in faults(config))
+    config = Config(model=ModelConfig(attention=backend, attention_dropout=0.0), data=DataConfig(path="x"))
+    assert not faults(config)
