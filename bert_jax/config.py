@@ -227,6 +227,9 @@ class TaskConfig:
     """Questions may have no answer in their text, as in SQuAD 2.0; when none is given is tuned on dev."""
     label_separator: str = ","
     """What stands between the labels of a cell, with multi_label."""
+    null_threshold: float = 0.0
+    """Of SQuAD 2.0 without dev: by how much "no answer" must score above the best one; a finished model brings its own.
+    """
     max_train_examples: int = 0
     """Use only this many training examples, drawn by train.seed; 0 uses all."""
 
@@ -313,9 +316,15 @@ def _parsed(value: Any, hint: Any, prefix: str) -> Any:
     return tuple(value) if typing.get_origin(hint) is tuple else value  # JSON has lists only
 
 
-def differences(before: Config, after: Config) -> list[str]:
-    """`section.field: old -> new` for what changes the course of a run (not how often it logs, saves or evaluates)."""
-    quiet = {"log_every", "eval_every", "eval_batches", "save_every", "keep", "init_from", "workers", "tokenizer"}
+QUIET = frozenset(
+    {"log_every", "eval_every", "eval_batches", "save_every", "keep", "init_from", "workers", "tokenizer"}
+)
+
+
+def differences(before: Config, after: Config, *, quiet: frozenset[str] = QUIET) -> list[str]:
+    """`section.field: old -> new` for what changes the course of a run, but for the fields `quiet`: by default how
+    often it logs, saves or evaluates, and what is seen to fit in other ways.
+    """
     found = []
     for section, old in to_dict(before).items():
         new = dataclasses.asdict(getattr(after, section))
@@ -469,6 +478,12 @@ def _contradictions(config: Config) -> list[str]:
             train.embedding_init == "cooccurrence" and (train.init_from != "" or config.task.name != "pretrain")
         ),
         "sweep: needs scores on dev; name --task.dev": sweeps and without_dev,
+        f"task.max_train_examples: {config.task.name} takes all; cut the file": (
+            config.task.max_train_examples > 0 and config.task.name in ("pretrain", "ner", "squad")
+        ),
+        "sweep: a value is there twice": any(
+            len(set(values)) < len(values) for values in dataclasses.astuple(config.sweep)
+        ),
         "sweep: it is for fine-tuning": sweeps and config.task.name == "pretrain",
         "sweep.num_epochs: all must be above 0": any(epochs <= 0 for epochs in config.sweep.num_epochs),
         "data.path: name a prepared folder or raw text ('builtin' is always there)": (

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from bert_jax import config as config_lib
 from bert_jax.config import GLUE, Config
-from bert_jax.errors import ConfigError
+from bert_jax.errors import ConfigError, NonFiniteLossError
 from bert_jax.progress import say
 
 # Rows of table 1 of the paper, GLUE test: MNLI-m/mm, QQP F1, QNLI, SST-2, CoLA, STS-B, MRPC F1, RTE, average.
@@ -24,6 +24,7 @@ PUBLISHED = {
     "BERT-base (published, test)": ("84.6/83.4", 71.2, 90.5, 93.5, 52.1, 85.8, 88.9, 66.4, 79.6),
     "BERT-large (published, test)": ("86.7/85.9", 72.1, 92.7, 94.9, 60.5, 86.5, 89.3, 70.1, 82.1),
 }
+HARMLESS = frozenset({"log_every", "save_every", "keep", "workers"})  # settings that no score depends on
 COLUMNS = ("MNLI-m/mm", "QQP", "QNLI", "SST-2", "CoLA", "STS-B", "MRPC", "RTE", "Average")
 
 
@@ -77,16 +78,25 @@ def sweep(config: Config, workdir: str, *, resume: str = "auto", debug: bool = F
     os.makedirs(workdir, exist_ok=True)
     with contextlib.closing(train.lock(workdir)):
         check_same(config, workdir)
-        results = []
+        done, results = [], []
         for number, run in enumerate(runs, 1):
             folder = os.path.join(workdir, "runs", run.name)
             path = os.path.join(folder, "results.json")
             if not os.path.isfile(path):
                 say(f"run {number} of {len(runs)}: {run.name}")
-                if code := train.train(run.config, folder, resume=resume, debug=debug):
+                try:
+                    code = train.train(run.config, folder, resume=resume, debug=debug)
+                except NonFiniteLossError as error:  # the others may do better
+                    say(f"{run.name} is left out: {error}")
+                    continue
+                if code:
                     return code
             with open(path, encoding="utf-8") as file:
                 results.append(json.load(file))
+            done.append(run)
+        if not done:
+            raise NonFiniteLossError("sweep: no run came to its end; lower sweep.learning_rate")
+        runs = done
         metric = results[0]["metric"]
         best, summary = choose(runs, results, metric)
         write_csv(os.path.join(workdir, "sweep.csv"), runs, results)
@@ -105,7 +115,7 @@ def check_same(config: Config, workdir: str) -> None:
     if os.path.isfile(path):
         with open(path, encoding="utf-8") as file:
             before = config_lib.from_dict(json.load(file))
-        if changed := config_lib.differences(before, config):
+        if changed := config_lib.differences(before, config, quiet=HARMLESS):
             raise ConfigError(f"--workdir {workdir}: its runs were made otherwise ({'; '.join(changed)}); take another")
     write_json(path, asked)
 
@@ -191,6 +201,7 @@ def suite(config: Config, workdir: str, *, resume: str = "auto", debug: bool = F
     train.check_ours(workdir)
     os.makedirs(workdir, exist_ok=True)
     with contextlib.closing(train.lock(workdir)):
+        check_same(config, workdir)
         return _suite(config, workdir, resume, debug)
 
 

@@ -264,6 +264,9 @@ def fill_in(config: Config, workdir: str, before: Any) -> tuple[Config, Any]:
         else:
             source, tokenizer = before.config.model, os.path.join(workdir, "tokenizer")
         config = dataclasses.replace(config, model=config_lib.adopt(config.model, source))
+        threshold = before.config.task.null_threshold if starting is None else starting.null_threshold
+        if threshold is not None:
+            config = dataclasses.replace(config, task=dataclasses.replace(config.task, null_threshold=threshold))
     return config_lib.validate(task_module(config).complete(config, tokenizer)), starting
 
 
@@ -289,7 +292,7 @@ def export(config: Config, workdir: str, params: Any, task: Any, results: dict, 
     folder = os.path.join(workdir, "model")
     about = {"labels": task.labels, "problem": task.problem, "step": last}
     if config.task.name == "squad" and config.task.version_2:
-        about["null_threshold"] = results.get("dev", {}).get("null_threshold", 0.0)
+        about["null_threshold"] = results.get("dev", {}).get("null_threshold", config.task.null_threshold)
     convert.save_model(folder, params, config.model, task.tokenizer, **about)
     summary = {"task": config.task.name, "step": step, "metrics": results, "seed": config.train.seed}
     if task.metric:
@@ -317,16 +320,15 @@ def train(config: Config, workdir: str, *, resume: str = "auto", debug: bool = F
         def open_workdir() -> None:
             if os.path.exists(workdir) and not os.path.isdir(workdir):
                 raise StorageError(f"--workdir {workdir}: a file, not a folder")
-            if hosts.is_first():
-                check_ours(workdir)
-                os.makedirs(workdir, exist_ok=True)
-                stack.enter_context(contextlib.closing(lock(workdir)))
-            else:
-                log_to(os.path.join(workdir, "hosts", f"{jax.process_index()}.log"))
+            check_ours(workdir)
+            os.makedirs(workdir, exist_ok=True)
+            stack.enter_context(contextlib.closing(lock(workdir)))
 
         mesh = make_mesh(config.mesh)
         check_batch(config, mesh)
-        hosts.together(open_workdir)
+        hosts.from_first(open_workdir)
+        if not hosts.is_first():
+            log_to(os.path.join(workdir, "hosts", f"{jax.process_index()}.log"))
         stack.enter_context(jax.set_mesh(mesh))
         return run(config, workdir, mesh, resume, began)
 

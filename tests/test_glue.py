@@ -174,3 +174,51 @@ def test_all_nine_in_one_command(folder, small_config, tokenizer_folder, tmp_pat
     assert set(json.loads((tmp_path / "run" / "results.json").read_text())["metrics"]) == set(GLUE)
     assert main(words) == 0  # all is done already
     assert capsys.readouterr().out == printed
+
+
+def test_from_tfds_examples_come_in_glue_s_order(tmp_path, monkeypatch):
+    """TFDS stores GLUE shuffled, and the server's files go by GLUE's own numbers."""
+    import tensorflow_datasets as tfds
+
+    with tfds.core.registered.skip_registration():
+
+        class Glue(tfds.core.GeneratorBasedBuilder):
+            __module__ = "tiny"
+            VERSION = tfds.core.Version("2.0.0")
+            BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="rte")]
+
+            def _info(self):
+                features = {"sentence1": tfds.features.Text(), "sentence2": tfds.features.Text(), "idx": np.int32}
+                features["label"] = tfds.features.ClassLabel(names=["entailment", "not_entailment"])
+                return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+            def _split_generators(self, dl_manager):
+                return {
+                    split: (
+                        (
+                            i,
+                            {
+                                "sentence1": f"{i}",
+                                "sentence2": "b",
+                                "idx": i,
+                                "label": -1 if split == "test" else i % 2,
+                            },
+                        )
+                        for i in range(12)
+                    )
+                    for split in ("train", "validation", "test")
+                }
+
+            def _generate_examples(self):
+                raise NotImplementedError
+
+    Glue(config="rte", data_dir=str(tmp_path)).download_and_prepare()
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    for split in ("dev", "test"):
+        found = glue.read_split("rte", split, "")
+        assert [example.text for example in found.examples] == [str(number) for number in range(12)]
+        assert found.labelled == (split == "dev")
+    assert [example.label for example in glue.read_split("rte", "dev", "").examples][:2] == [
+        "entailment",
+        "not_entailment",
+    ]

@@ -171,11 +171,11 @@ def test_it_learns_where_the_answer_stands(small_config, tokenizer_folder, tmp_p
         paths[name] = str(tmp_path / f"{name}.json")
         (tmp_path / f"{name}.json").write_text(json.dumps(layout(*questions)))
     config = Config(
-        model=small_config.model,
+        model=dataclasses.replace(small_config.model, hidden_dropout=0.0, attention_dropout=0.0),
         data=DataConfig(max_seq_len=32, tokenizer=str(tokenizer_folder)),
         task=TaskConfig(name="squad", version_2=version_2, **paths),
         optimizer=OptimizerConfig(learning_rate=5e-3, warmup_fraction=0.1),
-        train=TrainConfig(global_batch_size=16, num_epochs=12, log_every=50),
+        train=TrainConfig(global_batch_size=16, num_epochs=24, log_every=50),
     )
     assert train(config, str(tmp_path / "run")) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())["metrics"]["dev"]

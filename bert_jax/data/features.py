@@ -4,6 +4,7 @@ Shapes: B batch, S sequence.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 
 # Lengths that batches are padded to, so that few shapes compile: close together where most texts are.
 PREDICT_LENGTHS = (*range(8, 32, 2), *range(32, 64, 8), *range(64, 128, 16), *range(128, 513, 64))
-TRAIN_LENGTHS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # fewer: a training step takes longer to compile
+TRAIN_LENGTHS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+SHAPES = 4  # of TRAIN_LENGTHS that a set uses: each is a training step to compile, ten seconds on a CPU
 WINDOW = 32  # batches whose rows are dealt out by length
 
 
@@ -62,27 +64,48 @@ def padded(length: int, steps: Sequence[int], most: int) -> int:
     return min(next((step for step in steps if step >= length), most), most)
 
 
-def padded_length(features: Features, numbers: np.ndarray, max_seq_len: int) -> int:
-    """The length that a training batch of `numbers` (-1 is none) is padded to, at most `max_seq_len`."""
-    longest = max(len(features.ids[number]) for number in numbers if number >= 0)
-    return padded(longest, TRAIN_LENGTHS, max_seq_len)
+def choose_lengths(lengths: np.ndarray, most: int) -> tuple[int, ...]:
+    """At most SHAPES lengths, ascending, to which rows of `lengths`, none above `most`, are padded least."""
+    if not len(lengths):
+        return (most,)
+    steps = np.array([*(step for step in TRAIN_LENGTHS if step < most), most])
+    counts = np.bincount(np.searchsorted(steps, lengths), minlength=len(steps))
+    used = np.flatnonzero(counts)
+
+    def tokens(chosen: tuple[int, ...]) -> int:
+        bounds = steps[list(chosen)]
+        return int((counts[used] * bounds[np.searchsorted(bounds, steps[used])]).sum())
+
+    shorter = itertools.combinations(used[:-1].tolist(), min(SHAPES, len(used)) - 1)
+    best = min(((*some, int(used[-1])) for some in shorter), key=tokens)
+    return tuple(steps[list(best)].tolist())
 
 
-def batches_by_length(lengths: np.ndarray, batch_size: int, seed: int, num_steps: int) -> Callable[[int], np.ndarray]:
+def batches_by_length(lengths: np.ndarray, batch_size: int, seed: int) -> Callable[[int], np.ndarray]:
     """step -> int64 [B] rows of a training batch; rows of a batch are of similar length, so that little is padding.
 
     Each epoch has every row once, in an order of its own (`pipeline.row_numbers`); then the rows of WINDOW batches are
     sorted by length, dealt out, and those batches shuffled. A pure function of the step: nothing to save or rewind.
     """
 
-    @functools.lru_cache(maxsize=4)
-    def window(number: int) -> np.ndarray:
-        steps = range(number * WINDOW, min((number + 1) * WINDOW, num_steps))
-        rows = np.concatenate([row_numbers(step, batch_size, len(lengths), seed) for step in steps])
-        rows = rows[np.argsort(lengths[rows], kind="stable")].reshape(len(steps), batch_size)
-        return rows[permute(np.arange(len(steps)), len(steps), seed * 1_000_003 + number)]
+    count = len(lengths)
 
-    return lambda step: window(step // WINDOW)[step % WINDOW]
+    @functools.lru_cache(maxsize=4)
+    def window(first: int, size: int) -> np.ndarray:
+        found = [row_numbers(step, batch_size, count, seed) for step in range(first, first + size)]
+        rows = np.concatenate(found)
+        rows = rows[np.argsort(lengths[rows], kind="stable")].reshape(size, batch_size)
+        return rows[permute(np.arange(size), size, seed * 1_000_003 + first)]
+
+    def rows_of(step: int) -> np.ndarray:
+        epoch = step * batch_size // count
+        begin, end = -(-epoch * count // batch_size), (epoch + 1) * count // batch_size  # its whole batches
+        if not begin <= step < end:  # rows of two epochs, or more of a very small set
+            return row_numbers(step, batch_size, count, seed)
+        first = begin + (step - begin) // WINDOW * WINDOW
+        return window(first, min(WINDOW, end - first))[step - first]
+
+    return rows_of
 
 
 def collate(features: Features, numbers: np.ndarray, pad_id: int, length: int) -> dict[str, np.ndarray]:
@@ -114,14 +137,15 @@ class Labelled(NamedTuple):
 
 
 def labelled_batch(
-    found: Labelled, rows: np.ndarray, pad_id: int, max_seq_len: int, *, share: np.ndarray
+    found: Labelled, rows: np.ndarray, pad_id: int, lengths: tuple[int, ...], *, share: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Of the batch of `rows` (-1 only fills it) what stands at `share`, this host's places: `collate`, the targets,
     `label_weights` [B] unless they are among the targets, and `rows` [B].
 
-    The length looks at the global batch, so that all hosts agree on the shape.
+    The length, the first of `lengths` with room for all, looks at the global batch, so that all hosts agree on it.
     """
-    mine, length = rows[share], padded_length(found.features, rows, max_seq_len)
+    longest = max(len(found.features.ids[row]) for row in rows if row >= 0)
+    mine, length = rows[share], padded(longest, lengths, lengths[-1])
     batch = collate(found.features, mine, pad_id, length)
     batch["label_weights"] = (mine >= 0).astype(np.float32)
     for name, values in found.targets.items():

@@ -114,12 +114,16 @@ def _file_rows(path: str, kind: str) -> Iterator[tuple[int, dict[str, Cell]]]:
 
 def _json_row(path: str, line: int, text: str) -> dict[str, Cell]:
     try:
-        row = json.loads(text)
+        row = json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: line {line}: not JSON ({error})") from error
     if not isinstance(row, dict):
         raise DataError(f"{path}: line {line}: a JSON object is wanted, like {{'text': …, 'label': …}}")
     return {key: _cell(value) for key, value in row.items()}
+
+
+def _refuse(word: str) -> None:
+    raise ValueError(f"{word} is no number")
 
 
 def _cell(value: Any) -> Cell:

@@ -45,7 +45,7 @@ def rows(name: str, fields: list[str]) -> Iterator[dict[str, Any]]:
 def _builder(name: str, dataset: str) -> Any:
     import tensorflow_datasets as tfds
 
-    way_out = f"make it first with: tfds build {dataset}, or set TFDS_DATA_DIR to the folder it is in"
+    way_out = f"make it first, in Python: tensorflow_datasets.load({dataset!r}), or set TFDS_DATA_DIR to its folder"
     try:
         builder = tfds.builder(dataset, data_dir=os.environ.get("TFDS_DATA_DIR"))
     except Exception as error:  # not found, or a description that protobuf cannot parse

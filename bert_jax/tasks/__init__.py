@@ -13,8 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bert_jax.config import PROBLEMS, Config, ModelConfig, total_steps
-from bert_jax.data.features import Features, Labelled, batches_by_length, labelled_batch, rows_by_length
+from bert_jax.config import PROBLEMS, Config, ModelConfig
+from bert_jax.data.features import (
+    Features,
+    Labelled,
+    batches_by_length,
+    choose_lengths,
+    labelled_batch,
+    rows_by_length,
+)
 from bert_jax.data.tokenizer_model import Tokenizer, load_tokenizer
 from bert_jax.errors import ConfigError
 from bert_jax.model import Encoder
@@ -116,12 +123,12 @@ def runner(config: Config, sets: dict[str, Labelled], pad_id: int) -> dict[str, 
     train = sets.get("train", Labelled(Features([], []), {}))  # without, a finished model is judged
     count = len(train.features.ids)
     share = local_rows(batch_size)
-    steps = total_steps(config, count)
-    rows_of = batches_by_length(train.lengths, batch_size, config.train.seed, steps)
+    lengths = choose_lengths(train.lengths, length)
+    rows_of = batches_by_length(train.lengths, batch_size, config.train.seed)
 
     def batches(found: Labelled) -> Iterator[Batch]:
         for rows in rows_by_length(found.lengths, batch_size):
-            yield labelled_batch(found, rows, pad_id, length, share=share)
+            yield labelled_batch(found, rows, pad_id, choose_lengths(found.lengths, length), share=share)
 
     digest = hashlib.sha256()
     for name, found in sorted(sets.items()):
@@ -131,7 +138,7 @@ def runner(config: Config, sets: dict[str, Labelled], pad_id: int) -> dict[str, 
     return {
         "rows": count,
         "data_digest": digest.hexdigest(),
-        "train_batch": lambda step: labelled_batch(train, rows_of(step), pad_id, length, share=share),
+        "train_batch": lambda step: labelled_batch(train, rows_of(step), pad_id, lengths, share=share),
         "eval_sets": {name: functools.partial(batches, found) for name, found in sets.items() if name != "train"},
     }
 

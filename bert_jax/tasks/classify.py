@@ -6,6 +6,7 @@ Shapes: n examples, B batch, C classes, labels or numbers.
 import csv
 import functools
 import os
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -57,10 +58,18 @@ def problem_of(task: TaskConfig) -> str:
 
 def label_names(path: str, examples: list[Example]) -> tuple[str, ...]:
     """Distinct labels, numbers in order of size and before words."""
-    names = {name for example in examples for name in _names(example, path)}
-    if len(names) < 2:
+    found = [_names(example, path) for example in examples]
+    names = {name for some in found for name in some}
+    if not names:
+        raise DataError(f"{path}: no example has a label")
+    if len(names) < 2 and all(found):
         raise DataError(f"{path}: every example has the label {names.pop()!r}; two at least are needed")
-    return tuple(sorted(names, key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name)))
+
+    def order(name: str) -> tuple:
+        number = int(name) if re.fullmatch(r"-?\d{1,18}", name) else None
+        return number is None, number or 0, name
+
+    return tuple(sorted(names, key=order))
 
 
 def _names(example: Example, path: str) -> tuple[str, ...]:
@@ -73,7 +82,10 @@ def _names(example: Example, path: str) -> tuple[str, ...]:
 
 
 def label_numbers(examples: list[Example], labels: tuple[str, ...], path: str) -> np.ndarray:
-    """int32 [n], the number of each example's label. Raises DataError on one that training never saw."""
+    """int32 [n], the number of each example's label. Raises DataError on one that training never saw, and on lists."""
+    for example in examples:
+        if isinstance(example.label, tuple):
+            raise DataError(f"{path}: line {example.line}: a list of labels; set --task.multi-label")
     return label_matrix(examples, labels, path).argmax(-1).astype(np.int32)
 
 
@@ -177,11 +189,11 @@ def outputs(config: ModelConfig, params: Params, batch: Batch) -> dict[str, jax.
 
 
 def score_classes(found: dict[str, np.ndarray]) -> dict[str, float]:
-    """accuracy and f1: of class 1 when there are two classes, else the mean over classes."""
+    """accuracy, macro_f1 (the mean over classes), and f1: of the second class where there are two, else macro_f1."""
     predictions, labels, classes = found["logits"].argmax(-1), found["labels"], found["logits"].shape[-1]
-    if classes == 2:
-        return {"accuracy": metrics.accuracy(predictions, labels), "f1": metrics.f1(predictions, labels)}
-    return {"accuracy": metrics.accuracy(predictions, labels), "f1": metrics.macro_f1(predictions, labels, classes)}
+    macro = metrics.macro_f1(predictions, labels, classes)
+    f1 = metrics.f1(predictions, labels) if classes == 2 else macro
+    return {"accuracy": metrics.accuracy(predictions, labels), "f1": f1, "macro_f1": macro}
 
 
 def score_labels(found: dict[str, np.ndarray]) -> dict[str, float]:
@@ -244,7 +256,7 @@ def draw(task: TaskConfig, seed: int, examples: list[Example]) -> list[Example]:
         return examples
     drawn = [examples[i] for i in np.sort(np.random.default_rng(seed).permutation(len(examples))[:count])]
     if problem_of(task) == ONE and len({example.label for example in drawn}) < 2:
-        raise ConfigError(f"task.max_train_examples: {count} of {task.train} are all of one label; take more")
+        raise ConfigError(f"task.max_train_examples: the {count} that were drawn are all of one label; take more")
     return drawn
 
 
@@ -305,6 +317,7 @@ def build_from(
     """Tokenises the sets, of which "train" is learned from, and binds the functions above to them."""
     length, tokenizer = config.data.max_seq_len, tokenizer_of(config)
     wanted = {name: targets(problem, found, labels) for name, found in sets.items()}
+    check_training(sets["train"], wanted["train"], problem)
     ready = {}
     for name, found in sets.items():
         texts, pairs = zip(*((example.text, example.pair) for example in found.examples), strict=True)
@@ -330,6 +343,15 @@ def build_from(
     )
 
 
+def check_training(training: Examples, wanted: np.ndarray, problem: str) -> None:
+    """Raises DataError where there is nothing to learn: all examples alike."""
+    if problem != SEVERAL and (wanted == wanted[0]).all():
+        what = "number" if problem == NUMBER else "label"
+        raise DataError(
+            f"{training.path}: every example has the {what} {training.examples[0].label!r}; give others too"
+        )
+
+
 def first_params(numbers: np.ndarray) -> dict[str, np.ndarray]:
     """A regression begins at the mean of its numbers: to climb there would take hundreds of steps at 2e-5."""
     return {"classifier/dense/bias": np.array([numbers.mean()], np.float32)}
@@ -342,4 +364,6 @@ def _facts(problem: str, training: Examples, wanted: np.ndarray, labels: tuple[s
     else:
         counts = wanted.sum(0) if problem == SEVERAL else np.bincount(wanted, minlength=len(labels))
         spread = ", ".join(f"{label} {int(count):,}" for label, count in zip(labels, counts, strict=True))
+        if problem == ONE and len(labels) == 2:
+            spread += f"; f1 is of {labels[1]}"
     return f"{len(wanted):,} examples ({spread}) from {training.path}"

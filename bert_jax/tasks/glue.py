@@ -12,7 +12,7 @@ import numpy as np
 
 from bert_jax import metrics
 from bert_jax.config import PROBLEMS, Config, TaskConfig
-from bert_jax.data.tables import Example, read_examples
+from bert_jax.data.tables import Example, read_examples, read_rows
 from bert_jax.errors import DataError
 from bert_jax.progress import say
 from bert_jax.tasks import Params, Task, classify, take_tokenizer
@@ -93,6 +93,8 @@ def read_split(name: str, split: str, data_dir: str) -> classify.Examples:
     texts = spec.tfds or spec.texts
     columns = TaskConfig(text_column=texts[0], text_pair_column=texts[1] if len(texts) > 1 else "")
     examples = read_examples(path, columns, labelled=labelled)
+    order = np.argsort([int(row["idx"]) for _, row in read_rows(path, ["idx"])], kind="stable")  # TFDS shuffles
+    examples = [examples[place] for place in order]
     renamed = TFDS_LABELS.get(name, {})
     return classify.Examples(path, [e._replace(label=renamed.get(e.label, e.label)) for e in examples], labelled)
 

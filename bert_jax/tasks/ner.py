@@ -3,6 +3,7 @@
 import functools
 import itertools
 import os
+import re
 import unicodedata
 from collections import Counter
 from typing import NamedTuple
@@ -79,10 +80,13 @@ def read_sentences(path: str) -> list[Sentence]:
     try:
         with open(path, encoding="utf-8-sig") as file:
             for line, text in enumerate(itertools.chain(file, [""]), 1):
-                cells = text.split()
+                cells = re.split(r"[ \t]+", text.strip())  # other blanks, such as no-break spaces, are of words
+                cells = cells if cells[0] else []
                 if cells and cells[0] != "-DOCSTART-":
                     if len(cells) < 2:
                         raise DataError(f"{path}: line {line}: {cells[0]!r} has no label; give word and label")
+                    if cells[-1][:2] in ("E-", "S-", "L-", "U-"):
+                        raise DataError(f"{path}: line {line}: {cells[-1]!r} is of IOBES or BILOU; write B-, I- and O")
                     words.append(cells[0])
                     labels.append(cells[-1])
                 elif words:

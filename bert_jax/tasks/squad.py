@@ -19,7 +19,7 @@ from bert_jax.attention import MASKED
 from bert_jax.config import Config, ModelConfig
 from bert_jax.data.features import Features, Labelled
 from bert_jax.data.tokenizer_model import Tokenizer
-from bert_jax.errors import DataError
+from bert_jax.errors import ConfigError, DataError
 from bert_jax.heads import ClassifierHead
 from bert_jax.progress import say
 from bert_jax.tasks import (
@@ -315,17 +315,19 @@ def f1(prediction: str, answer: str) -> float:
     return 2 * both / (len(one) + len(other))
 
 
-def best_over_answers(prediction: str, answers: list[str]) -> tuple[float, float]:
+def best_over_answers(prediction: str, answers: list[str], *, version_2: bool = False) -> tuple[float, float]:
     """Exact match and F1 against the answer that fits best; no answers: the prediction should be empty."""
-    # Answers that normalise to nothing do not count, unless all do.
-    real = [answer for answer in answers if normalize(answer)] or [""]
+    # In SQuAD 2.0 answers that normalise to nothing do not count, unless all do.
+    real = [answer for answer in answers if normalize(answer) or not version_2] or [""]
     return max(exact_match(prediction, answer) for answer in real), max(f1(prediction, answer) for answer in real)
 
 
-def score_predictions(questions: list[Question], predictions: list[str]) -> dict[str, float]:
+def score_predictions(
+    questions: list[Question], predictions: list[str], *, version_2: bool = False
+) -> dict[str, float]:
     """exact_match and f1, means over the questions, 0 to 1."""
     pairs = [
-        best_over_answers(prediction, [text for text, _ in question.answers])
+        best_over_answers(prediction, [text for text, _ in question.answers], version_2=version_2)
         for question, prediction in zip(questions, predictions, strict=True)
     ]
     exact, overlap = np.mean(pairs, axis=0)
@@ -342,7 +344,8 @@ def best_threshold(questions: list[Question], texts: list[str], odds: list[float
     gains = []  # what answering each question, rather than not, brings
     for number in order:
         answers = [text for text, _ in questions[number].answers]
-        gains.append(best_over_answers(texts[number], answers)[1] - best_over_answers("", answers)[1])
+        given, none = (best_over_answers(text, answers, version_2=True)[1] for text in (texts[number], ""))
+        gains.append(given - none)
     totals = np.concatenate([[0.0], np.cumsum(gains)])
     ordered = np.asarray(odds)[order]
     totals[1:-1][ordered[1:] == ordered[:-1]] = -np.inf  # no threshold parts what is equal
@@ -389,6 +392,11 @@ def build(config: Config) -> Task:
         asked[name] = read_set(path, task.version_2, train=name == "train")
         texts, contexts = zip(*((question.text, question.context) for question in asked[name]), strict=True)
         shown[name] = featurize(list(texts), list(contexts), tokenizer, length)
+        room = min(MAX_QUESTION, length // 2)
+        if shown[name].features.cut and room < MAX_QUESTION:
+            raise ConfigError(
+                f"data.max_seq_len: {length} has no room for the questions of {path}; take {2 * MAX_QUESTION} or more"
+            )
         ready[name] = Labelled(shown[name].features, answer_pieces(shown[name], asked[name]))
     thresholds: dict[str, float] = {}
 
@@ -406,11 +414,11 @@ def build(config: Config) -> Task:
             texts, best = texts_of(name, scores, None)
             odds = [null - score for null, score in zip(null_scores(shown[name], scores), best, strict=True)]
             thresholds["dev"] = best_threshold(asked[name], texts, odds)
-        return texts_of(name, scores, thresholds.get("dev", 0.0))[0]
+        return texts_of(name, scores, thresholds.get("dev", task.null_threshold))[0]
 
     def score(name: str, found: dict[str, np.ndarray]) -> dict[str, float]:
-        scores = score_predictions(asked[name], final(name, found))
-        return scores | ({"null_threshold": thresholds.get("dev", 0.0)} if task.version_2 else {})
+        scores = score_predictions(asked[name], final(name, found), version_2=task.version_2)
+        return scores | ({"null_threshold": thresholds.get("dev", task.null_threshold)} if task.version_2 else {})
 
     def write(folder: str, name: str, found: dict[str, np.ndarray]) -> None:
         os.makedirs(folder, exist_ok=True)
@@ -420,6 +428,10 @@ def build(config: Config) -> Task:
 
     if "train" in ready:
         whole = int((ready["train"].targets["ends"] > 0).sum())
+        if not whole:
+            raise ConfigError(
+                f"data.max_seq_len: no answer of {task.files['train']} fits into {length} pieces; take more"
+            )
         facts = f"{len(asked['train']):,} questions from {task.files['train']} "
         facts += f"in {len(shown['train'].ranges):,} windows, {whole:,} of them with an answer"
     else:
