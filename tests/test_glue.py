@@ -193,21 +193,11 @@ def test_from_tfds_examples_come_in_glue_s_order(tmp_path, monkeypatch):
                 return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
             def _split_generators(self, dl_manager):
-                return {
-                    split: (
-                        (
-                            i,
-                            {
-                                "sentence1": f"{i}",
-                                "sentence2": "b",
-                                "idx": i,
-                                "label": -1 if split == "test" else i % 2,
-                            },
-                        )
-                        for i in range(12)
-                    )
-                    for split in ("train", "validation", "test")
-                }
+                def rows(known):
+                    for i in range(12):
+                        yield i, {"sentence1": f"{i}", "sentence2": "b", "idx": i, "label": i % 2 if known else -1}
+
+                return {"train": rows(True), "validation": rows(True), "test": rows(False)}
 
             def _generate_examples(self):
                 raise NotImplementedError
