@@ -4,6 +4,7 @@ Every process calls `join` before it touches a device. Afterwards `together` and
 they set up: what fails in one is raised in all, so that nobody waits for a process that has gone.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -19,6 +20,8 @@ from bert_jax.progress import say
 
 PORT = 8476  # where process 0 listens, unless the address says otherwise
 EPHEMERAL = 61440  # first of 4096 ports, of which a SLURM job takes the one that its number says
+GO = b"go"  # what process 0 answers when all are there
+SAY_EVERY = 10.0  # seconds between words of who is awaited
 MESSAGE_BYTES = 2048  # of what a process tells the others about its error
 SHUTDOWN_SECONDS = 30  # that a finished process waits for the others
 Result = TypeVar("Result")
@@ -151,9 +154,9 @@ def join(meeting: Meeting | None, *, timeout: int) -> None:
         meeting = Meeting(f"127.0.0.1:{free_port()}", 1, 0, "")
     elif meeting.index == 0:
         check_port(meeting)
-        say(f"process 0 of {meeting.count} (by {meeting.source}): waiting for the others at {meeting.address}")
+        await_peers(meeting, timeout)
     else:
-        reach(meeting, timeout)
+        announce(meeting, timeout)
     try:
         jax.distributed.initialize(
             meeting.address,
@@ -199,15 +202,52 @@ def check_port(meeting: Meeting) -> None:
             ) from error
 
 
-def reach(meeting: Meeting, timeout: int, every: float = 10.0) -> None:
-    """Waits until process 0 listens. Raises PeerError after `timeout` seconds."""
+def await_peers(meeting: Meeting, timeout: int) -> None:
+    """Waits, as process 0, until all others have called, then lets them go on: JAX ends a process, with a stack trace,
+    where one of them is missing. Raises PeerError after `timeout` seconds.
+    """
+    say(f"process 0 of {meeting.count} (by {meeting.source}): waiting for the others at {meeting.address}")
+    came: dict[int, socket.socket] = {}
+    began = told = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(socket.create_server(("", int(meeting.address.rsplit(":", 1)[1]))))
+        server.settimeout(0.5)
+        while missing := ", ".join(str(index) for index in range(1, meeting.count) if index not in came):
+            now = time.monotonic()
+            if now - began > timeout:
+                raise PeerError(
+                    f"process {missing} of {meeting.count} did not come to {meeting.address} within {timeout} s; look "
+                    "at what it says"
+                )
+            if now - told > SAY_EVERY:
+                say(f"still waiting for process {missing}")
+                told = now
+            with contextlib.suppress(OSError, ValueError):
+                peer = stack.enter_context(server.accept()[0])
+                peer.settimeout(5)
+                came[int(peer.recv(16))] = peer
+        for peer in came.values():
+            peer.sendall(GO)
+
+
+def announce(meeting: Meeting, timeout: int) -> None:
+    """Tells process 0 that this one is here, and waits until all are. Raises PeerError after `timeout` seconds."""
+    with reach(meeting, timeout) as peer, contextlib.suppress(OSError):
+        peer.settimeout(timeout + 5)
+        peer.sendall(str(meeting.index).encode())
+        if peer.recv(len(GO)) == GO:
+            return
+    raise PeerError(f"process 0 at {meeting.address} gave up, or is none of bert_jax; look at what it says")
+
+
+def reach(meeting: Meeting, timeout: int) -> socket.socket:
+    """A connection to process 0, once it listens. Raises PeerError after `timeout` seconds."""
     host, port = meeting.address.rsplit(":", 1)
     began = told = time.monotonic()
     say(f"process {meeting.index} of {meeting.count} (by {meeting.source}): looking for process 0 at {meeting.address}")
     while True:
         try:
-            socket.create_connection((host, int(port)), timeout=5).close()
-            return
+            return socket.create_connection((host, int(port)), timeout=5)
         except OSError as error:
             now = time.monotonic()
             if now - began > timeout:
@@ -215,7 +255,7 @@ def reach(meeting: Meeting, timeout: int, every: float = 10.0) -> None:
                     f"process 0 does not answer at {meeting.address} ({error.strerror or error}) after {timeout} s; "
                     "see whether it runs, and whether its port may be reached from here"
                 ) from error
-            if now - told > every:
+            if now - told > SAY_EVERY:
                 say(f"still no process 0 at {meeting.address} ({error.strerror or error})")
                 told = now
             time.sleep(0.2)

@@ -155,8 +155,8 @@ def test_tfds_examples_are_documents(tfds_folder, monkeypatch):
     ("name", "field", "words"),
     [
         ("tfds:tiny", "text", ["tfds:NAME/CONFIG:SPLIT"]),
-        ("tfds:nosuch:train", "text", ["nosuch", "tfds build nosuch"]),
-        ("tfds:imdb_reviews/plain_text:train", "text", ["tfds build imdb_reviews", "TFDS_DATA_DIR"]),
+        ("tfds:nosuch:train", "text", ["nosuch", "tensorflow_datasets.load('nosuch')"]),
+        ("tfds:imdb_reviews/plain_text:train", "text", ["tensorflow_datasets.load('imdb_reviews", "TFDS_DATA_DIR"]),
         ("tfds:tiny/letters:dev", "text", ["dev", "its splits: train"]),
         ("tfds:tiny/letters:train", "mark", ["'mark'", "--text-field"]),
         ("tfds:tiny/letters:train", "body", ["'body'", "among: ", "mark", "text"]),

@@ -116,7 +116,7 @@ def test_a_port_that_is_taken_and_a_process_0_that_is_not_there():
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"port {port}"):
             hosts.check_port(Meeting(f"localhost:{port}", 2, 0, "x"))
-        hosts.reach(Meeting(f"localhost:{port}", 2, 1, "x"), timeout=1)
+        hosts.reach(Meeting(f"localhost:{port}", 2, 1, "x"), timeout=1).close()
     hosts.check_port(Meeting(f"localhost:{port}", 2, 0, "x"))
     began = time.monotonic()
     with pytest.raises(PeerError, match=f"process 0 does not answer at localhost:{port}"):
@@ -168,6 +168,7 @@ def parameters_of(workdir):
     return jax.tree.leaves(checkpoint.load_params(str(workdir / "checkpoints" / str(STEPS)))[0])
 
 
+@pytest.mark.slow
 def test_one_run_on_every_topology_and_from_one_to_another(small_config, tmp_path):
     two = tmp_path / "2x1"
     run(small_config, two, 2, 1)
@@ -194,6 +195,7 @@ def finish(processes, timeout=120):
     return [(*process.communicate(timeout=timeout), process.returncode) for process in processes]
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_all_after_the_same_step(small_config, tmp_path):
     words, port = words_of(small_config, tmp_path / "w", "--train.num_steps=5000"), hosts.free_port()
     processes = [start(words, index, 2, port) for index in range(2)]
