@@ -153,7 +153,6 @@ def join(meeting: Meeting | None, *, timeout: int) -> None:
     if alone:
         meeting = Meeting(f"127.0.0.1:{free_port()}", 1, 0, "")
     elif meeting.index == 0:
-        check_port(meeting)
         await_peers(meeting, timeout)
     else:
         announce(meeting, timeout)
@@ -188,30 +187,23 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def check_port(meeting: Meeting) -> None:
-    """Raises ConfigError where another program listens on the port of process 0."""
-    port = int(meeting.address.rsplit(":", 1)[1])
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))
-        except OSError as error:
-            raise ConfigError(
-                f"port {port} of this host cannot be had ({error.strerror}): another run? End it, or take another port "
-                "with --coordinator HOST:PORT"
-            ) from error
-
-
 def await_peers(meeting: Meeting, timeout: int) -> None:
     """Waits, as process 0, until all others have called, then lets them go on: JAX ends a process, with a stack trace,
-    where one of them is missing. Raises PeerError after `timeout` seconds.
+    where one of them is missing. Raises ConfigError where the port is taken, PeerError after `timeout` seconds.
     """
+    port = int(meeting.address.rsplit(":", 1)[1])
+    try:
+        server = socket.create_server(("", port))
+    except OSError as error:
+        raise ConfigError(
+            f"port {port} of this host cannot be had ({error.strerror}): another run? End it, or take another port "
+            "with --coordinator HOST:PORT"
+        ) from error
     say(f"process 0 of {meeting.count} (by {meeting.source}): waiting for the others at {meeting.address}")
     came: dict[int, socket.socket] = {}
     began = told = time.monotonic()
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(socket.create_server(("", int(meeting.address.rsplit(":", 1)[1]))))
-        server.settimeout(0.5)
+        stack.enter_context(server).settimeout(0.5)
         while missing := ", ".join(str(index) for index in range(1, meeting.count) if index not in came):
             now = time.monotonic()
             if now - began > timeout:

@@ -115,10 +115,11 @@ def test_a_port_that_is_taken_and_a_process_0_that_is_not_there():
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"port {port}"):
-            hosts.check_port(Meeting(f"localhost:{port}", 2, 0, "x"))
+            hosts.await_peers(Meeting(f"localhost:{port}", 2, 0, "x"), timeout=1)
         hosts.reach(Meeting(f"localhost:{port}", 2, 1, "x"), timeout=1).close()
-    hosts.check_port(Meeting(f"localhost:{port}", 2, 0, "x"))
     began = time.monotonic()
+    with pytest.raises(PeerError, match="process 1, 2 of 3 did not come"):
+        hosts.await_peers(Meeting(f"localhost:{port}", 3, 0, "x"), timeout=1)
     with pytest.raises(PeerError, match=f"process 0 does not answer at localhost:{port}"):
         hosts.reach(Meeting(f"localhost:{port}", 2, 1, "x"), timeout=1)
     assert time.monotonic() - began < 10

@@ -73,20 +73,14 @@ def read_documents(
       DataError: a missing or empty input, or text that is not UTF-8, compressed or structured as it should be.
     """
     names = resolve_inputs(inputs)  # here, not in the generator: a missing file is told at once
-    return _all_documents(names, inputs, text_field, documents)
+    return _at_least_one(documents_of(names, text_field, documents), inputs)
 
 
-def _all_documents(
-    names: list[str], inputs: Sequence[str], text_field: str, documents: DocumentRule
-) -> Iterator[Document]:
-    first = 0
-    for name in names:
-        last = first - 1
-        for document in documents_of(name, text_field, documents):
-            last = first + document.source
-            yield document._replace(source=last)
-        first = last + 1
-    if first == 0:
+def _at_least_one(found: Iterator[tuple[str, Document]], inputs: Sequence[str]) -> Iterator[Document]:
+    document = None
+    for _, document in found:
+        yield document
+    if document is None:
         raise DataError(f"{' '.join(inputs)}: holds no text; give files with text in them")
 
 
@@ -165,15 +159,17 @@ def _read_pieces(name: str, text_field: str, documents: DocumentRule) -> Iterato
     return _file_pieces(name, documents)
 
 
-def documents_of(name: str, text_field: str, documents: DocumentRule) -> Iterator[Document]:
-    """Documents of one of the names that `resolve_inputs` gives, numbered from 0; none where it is blank."""
-    source, is_new = -1, True
-    for text, is_first, sentence_per_line in _read_pieces(name, text_field, documents):
-        is_new |= is_first
-        if text.strip():
-            source += is_new
-            is_new = False
-            yield Document(text, source, sentence_per_line)
+def documents_of(names: Sequence[str], text_field: str, documents: DocumentRule) -> Iterator[tuple[str, Document]]:
+    """(name, document) of all of the names, which are such as `resolve_inputs` gives, numbered through."""
+    source = -1
+    for name in names:
+        is_new = True
+        for text, is_first, sentence_per_line in _read_pieces(name, text_field, documents):
+            is_new |= is_first
+            if text.strip():
+                source += is_new
+                is_new = False
+                yield name, Document(text, source, sentence_per_line)
 
 
 # Text files

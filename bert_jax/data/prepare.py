@@ -365,14 +365,15 @@ def _tokenise(
     names: Sequence[str], folder: Path, worker_map: WorkerMap, data: DataConfig, report: bool
 ) -> tuple[dict[str, int], list[str]]:
     """Fills a store with the files `names`: its counts, and the digest of each file's text."""
-    digests: list[str] = []
+    digests = {name: hashlib.sha256() for name in names}
     progress = Progress("tokenise", input_bytes(names) if names else 0, "bytes") if report else None
     with sentence_pairs.create_store(folder) as store:
-        for part in worker_map(tokenise, _groups(_documents(names, data, digests), progress)):
+        found = documents_of(names, data.text_field, data.documents)
+        for part in worker_map(tokenise, _groups(found, digests, progress)):
             store.append(part)
     if progress:
         progress.close(f"{store.tokens:,} tokens")
-    return store.counts, digests
+    return store.counts, [digest.hexdigest() for digest in digests.values()]
 
 
 def _corpus_facts(
@@ -389,26 +390,16 @@ def _corpus_facts(
     return {"fingerprint": fingerprint(digests), **counts}
 
 
-def _documents(names: Sequence[str], data: DataConfig, digests: list[str]) -> Iterator[Document]:
-    """Documents of all files, numbered through; the digest of each file's text goes into `digests`."""
-    first = 0
-    for name in names:
-        digest, last = hashlib.sha256(), first - 1
-        for document in documents_of(name, data.text_field, data.documents):
-            text = document.text.encode("utf-8", "surrogatepass")
-            digest.update(len(text).to_bytes(8, "little") + text)
-            last = first + document.source
-            yield document._replace(source=last)
-        digests.append(digest.hexdigest())
-        first = last + 1
-
-
-def _groups(documents: Iterable[Document], progress: Progress | None) -> Iterator[list[Document]]:
-    """Documents in groups of about `_GROUP_CHARS`."""
+def _groups(
+    documents: Iterable[tuple[str, Document]], digests: dict[str, Any], progress: Progress | None
+) -> Iterator[list[Document]]:
+    """Documents in groups of about `_GROUP_CHARS`; their texts go into the digest of their file."""
     group, chars, done = [], 0, 0
-    for document in documents:
+    for name, document in documents:
+        text = document.text.encode("utf-8", "surrogatepass")
+        digests[name].update(len(text).to_bytes(8, "little") + text)
         group.append(document)
-        chars, done = chars + len(document.text), done + len(document.text.encode("utf-8", "surrogatepass"))
+        chars, done = chars + len(document.text), done + len(text)
         if chars >= _GROUP_CHARS:
             yield group
             group, chars = [], 0
