@@ -25,10 +25,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from bert_jax import config as config_lib
+from bert_jax import storage
 from bert_jax.config import Config, ModelConfig
 from bert_jax.errors import CheckpointError, CommandParser, ConfigError, StorageError, run_command
 
 if TYPE_CHECKING:
+    from etils import epath
+
     from bert_jax.data.tokenizer_model import Tokenizer
     from bert_jax.train_state import TrainState
 
@@ -55,9 +58,10 @@ def checkpoints_folder(workdir: str | os.PathLike) -> str:
 
 def steps(folder: str) -> list[int]:
     """Step numbers in a checkpoints folder, newest first, whether whole or not."""
-    if not os.path.isdir(folder):
+    place = storage.place(folder)
+    if not place.is_dir():
         return []
-    return sorted((int(name) for name in os.listdir(folder) if name.isdigit()), reverse=True)
+    return sorted((int(path.name) for path in place.iterdir() if path.name.isdigit()), reverse=True)
 
 
 def describe_tree(tree: Any) -> dict[str, list]:
@@ -69,10 +73,9 @@ def describe_tree(tree: Any) -> dict[str, list]:
 
 def read_manifest(folder: str) -> Manifest:
     """The manifest of one step folder. Raises CheckpointError when it is missing or not understood."""
-    path = os.path.join(folder, MANIFEST)
+    path = storage.place(folder) / MANIFEST
     try:
-        with open(path, encoding="utf-8") as file:
-            values = json.load(file)
+        values = json.loads(path.read_bytes())
         if values["format"] != FORMAT:
             raise CheckpointError(f"{path}: format {values['format']}, this version reads {FORMAT}")
         if values.pop("sha256", "") != config_lib.fingerprint(values):
@@ -90,28 +93,28 @@ def verify(folder: str) -> Manifest:
     """Compares every file of a step with its digest; raises CheckpointError naming the first that differs."""
     manifest = read_manifest(folder)
     for name, entry in manifest.files.items():
-        path = os.path.join(folder, name)
-        if not os.path.isfile(path):
+        path = storage.place(folder) / name
+        if not path.is_file():
             raise CheckpointError(f"{path}: missing")
-        if os.path.getsize(path) != entry["bytes"] or _digest(path) != entry["sha256"]:
+        if path.stat().length != entry["bytes"] or _digest(path) != entry["sha256"]:
             raise CheckpointError(f"{path}: not what was written (size or sha256 differs)")
     return manifest
 
 
-def _digest(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _digest(path: "epath.Path") -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:  # a bucket's file is none that hashlib.file_digest takes
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def write_manifest(folder: str, values: dict[str, Any]) -> None:
     """Signs a step: adds the digests of its files to `values` and writes that, last of all."""
-    names = sorted(
-        os.path.relpath(os.path.join(root, name), folder) for root, _, files in os.walk(folder) for name in files
-    )
     files = {
-        name: {"bytes": os.path.getsize(path), "sha256": _digest(path)}
-        for name in names
-        if name != MANIFEST and (path := os.path.join(folder, name))
+        name: {"bytes": path.stat().length, "sha256": _digest(path)}
+        for name, path in sorted(storage.files(storage.place(folder)))
+        if name != MANIFEST
     }
     values = values | {"files": files}
     write_json(os.path.join(folder, MANIFEST), values | {"sha256": config_lib.fingerprint(values)})
@@ -119,10 +122,13 @@ def write_manifest(folder: str, values: dict[str, Any]) -> None:
 
 def write_json(path: str, values: Any) -> None:
     """Writes JSON so that a reader sees the old file or the new one, never half of it."""
+    text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    if storage.is_remote(path):  # an object of a bucket is replaced whole
+        storage.place(path).write_bytes(text.encode())
+        return
     partial = f"{path}.partial"
     with open(partial, "w", encoding="utf-8") as file:
-        json.dump(values, file, indent=1, ensure_ascii=False, allow_nan=False)
-        file.write("\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
@@ -140,7 +146,7 @@ def newest_whole(folder: str, warn: Callable[[str], None], after: int = -1) -> i
             return step
         except CheckpointError as error:
             warn(f"checkpoint {step} is left out: {error}")
-    finished = [step for step in found if os.path.isfile(os.path.join(folder, str(step), MANIFEST))]
+    finished = [step for step in found if (storage.place(folder) / str(step) / MANIFEST).is_file()]
     if finished and after < 0:
         raise CheckpointError(f"{folder}: none of the steps {finished} is whole; move it away to start anew")
     return None
@@ -150,9 +156,10 @@ def set_aside(folder: str, step: int) -> None:
     """Renames every step after `step` to STEP.unusable, so that the run can write those numbers again."""
     for newer in steps(folder):
         if newer > step:
-            target = os.path.join(folder, f"{newer}.unusable")
-            shutil.rmtree(target, ignore_errors=True)
-            os.rename(os.path.join(folder, str(newer)), target)
+            target = storage.place(folder) / f"{newer}.unusable"
+            if target.exists():
+                target.rmtree()
+            (storage.place(folder) / str(newer)).rename(target)
 
 
 class Checkpointer:
@@ -161,7 +168,7 @@ class Checkpointer:
     def __init__(self, folder: str, *, keep: int):
         import orbax.checkpoint as ocp
 
-        self._folder, self._keep, self._args = os.path.abspath(folder), keep, ocp.args
+        self._folder, self._keep, self._args = absolute(folder), keep, ocp.args
         self._manager = ocp.CheckpointManager(
             self._folder, options=ocp.CheckpointManagerOptions(max_to_keep=None, cleanup_tmp_directories=True)
         )
@@ -206,7 +213,7 @@ class Checkpointer:
                     write_manifest(os.path.join(self._folder, str(step)), values)
                     for old in steps(self._folder)[self._keep :]:
                         if old != self.kept_step:
-                            shutil.rmtree(os.path.join(self._folder, str(old)))
+                            (storage.place(self._folder) / str(old)).rmtree()
         except BaseException as error:  # handed to the training thread by wait()
             self._failure = error
 
@@ -247,10 +254,17 @@ class Checkpointer:
                 self._manager.close()
 
 
+def absolute(folder: str | os.PathLike) -> str:
+    """The folder's path from the root, as Orbax wants it; that of a bucket as it is."""
+    return os.fspath(folder) if storage.is_remote(folder) else os.path.abspath(folder)
+
+
 def check_room(folder: str, tree: Any) -> None:
     """Raises StorageError when the disk has not the room for the arrays: Orbax would find out halfway, and loudly."""
     import jax
 
+    if storage.is_remote(folder):
+        return
     wanted, free = sum(leaf.nbytes for leaf in jax.tree.leaves(tree)), shutil.disk_usage(folder).free
     if free < wanted:
         raise StorageError(f"{folder}: {wanted:,} bytes to write and {free:,} are free; make room, then resume")
@@ -289,7 +303,7 @@ def load_params(folder: str) -> tuple[dict[str, Any], Manifest]:
 
     manifest = verify(folder)
     with ocp.StandardCheckpointer() as reader:
-        return reader.restore(os.path.join(os.path.abspath(folder), "params"), empty_params(manifest)), manifest
+        return reader.restore(os.path.join(absolute(folder), "params"), empty_params(manifest)), manifest
 
 
 def empty_params(manifest: Manifest) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from bert_jax import storage
 from bert_jax.config import PROBLEMS, Config, ModelConfig, faults
 from bert_jax.errors import CheckpointError, CommandParser, ConfigError, StorageError, run_command
 
@@ -308,7 +309,7 @@ def load_model(path: str) -> Model:
     """
     from bert_jax import checkpoint, weights
 
-    folder = os.fspath(path).rstrip("/")
+    folder = _fetched(os.fspath(path).rstrip("/"))
     if weights.has_safetensors(folder):
         return _load_directory(folder)
     if (prefix := weights.google_prefix(folder)) is not None:
@@ -323,6 +324,26 @@ def load_model(path: str) -> Model:
         f"{path}: neither a model directory ({SETTINGS}, {weights.SAFETENSORS}) nor a workdir (checkpoints/) "
         "nor one of its steps nor the prefix of a TensorFlow checkpoint"
     )
+
+
+def _fetched(path: str) -> str:
+    """Of a bucket's workdir the finished model and the newest step, of a step also its tokenizer, else the folder."""
+    from bert_jax import checkpoint
+
+    if not storage.is_remote(path):
+        return path
+    with storage.reached(path):
+        place = storage.place(path)
+        if newest := checkpoint.steps(checkpoint.checkpoints_folder(path))[:1]:
+            wanted = ("model", "tokenizer", f"checkpoints/{newest[0]}")
+            wanted = [f"{path}/{name}" for name in wanted if (place / name).exists()]
+        elif (place / checkpoint.MANIFEST).exists():
+            wanted = [path, f"{path.rsplit('/', 2)[0]}/tokenizer"]
+        else:  # a prefix of Google's checkpoints is no folder
+            wanted = [path if place.is_dir() else path.rsplit("/", 1)[0]]
+        for one in wanted:
+            storage.fetch(one)
+    return str(storage.cached(path))
 
 
 def _load_directory(folder: str) -> Model:

@@ -4,9 +4,9 @@ import contextlib
 import importlib.metadata
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
+from bert_jax import storage
 from bert_jax.config import DataConfig, cache_folder, fingerprint
 from bert_jax.data import prepare, tfds
 from bert_jax.data.corpus import read_documents, resolve_inputs
@@ -20,17 +20,19 @@ _TEXT_SETTINGS = ("text_field", "documents")
 
 def is_prepared(path: str) -> bool:
     """Whether `path` is a folder of prepared rows rather than raw text."""
-    return (Path(path) / prepare.MANIFEST).is_file()
+    with storage.reached(path) if storage.is_remote(path) else contextlib.nullcontext():
+        return (storage.place(path) / prepare.MANIFEST).is_file()
 
 
 def prepared_folder(data: DataConfig, vocab_size: int) -> str:
-    """The folder of rows for `data`: `data.path` itself if it is one, else made from its text, once.
+    """The folder of rows for `data`: `data.path` itself if it is one (fetched, if of a bucket), else made from its
+    text, once.
 
     Without `data.tokenizer` a WordPiece vocabulary of at most `vocab_size` is trained on the text first.
     Raises what preparing raises: ConfigError, DataError, StorageError.
     """
     if is_prepared(data.path):
-        return data.path
+        return storage.fetch(data.path)
     text = {"inputs": _fingerprint_inputs(data.path), **{name: getattr(data, name) for name in _TEXT_SETTINGS}}
     tokenizer = _tokenizer(data, vocab_size, text)
     settings = {name: getattr(data, name) for name in _ROW_SETTINGS}
@@ -74,8 +76,8 @@ def _fingerprint_inputs(path: str) -> list[Any]:
             found.append([item, sys.version, sorted(versions)])
             continue
         for file in tfds.files(item) if item.startswith(tfds.TFDS) else [item]:
-            status = os.stat(file)
-            found.append([item, os.path.realpath(file), status.st_size, status.st_mtime_ns])
+            place = file if storage.is_remote(file) else os.path.realpath(file)
+            found.append([item, place, *storage.size_and_time(file)])
     return found
 
 

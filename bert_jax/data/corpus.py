@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
+from bert_jax import storage
 from bert_jax.data import tfds
 from bert_jax.data.builtin import builtin_texts
 from bert_jax.data.tfds import TFDS
@@ -104,7 +105,7 @@ def input_bytes(inputs: Sequence[str]) -> int | None:
     names = resolve_inputs(inputs)
     if any(_is_no_file(name) or name.endswith(".gz") for name in names):
         return None
-    return sum(os.path.getsize(name) for name in names)
+    return sum(storage.size_and_time(name)[0] for name in names)
 
 
 def resolve_inputs(inputs: Sequence[str]) -> list[str]:
@@ -114,7 +115,10 @@ def resolve_inputs(inputs: Sequence[str]) -> list[str]:
       DataError: a missing file, a glob without a match, a folder without text files, a pipe.
     """
     names = {name for pattern in inputs for name in _expand(pattern)}
-    places = {name if _is_no_file(name) else os.path.realpath(name): name for name in sorted(names, reverse=True)}
+    places = {
+        name if _is_no_file(name) or storage.is_remote(name) else os.path.realpath(name): name
+        for name in sorted(names, reverse=True)
+    }
     return sorted(places.values())
 
 
@@ -125,6 +129,11 @@ def _is_no_file(name: str) -> bool:
 def _expand(pattern: str) -> list[str]:
     if _is_no_file(pattern):
         return [pattern]
+    if storage.is_remote(pattern):
+        found = storage.expand(pattern)
+        if not found:
+            raise DataError(f"{pattern}: the bucket has no such file, and none matches it")
+        return found
     path = os.path.expanduser(pattern)
     matches = [path] if os.path.exists(path) else glob.glob(path, recursive=True)
     if not matches:
@@ -263,6 +272,7 @@ def _read_lines(path: str, limit: int = _LINE_CHARS) -> Iterator[str]:
 
 
 def _open(path: str) -> io.BufferedIOBase:
+    path = storage.fetch(path)  # text is read twice, and in parts by many processes
     return gzip.open(path) if path.endswith(".gz") else open(path, "rb")
 
 

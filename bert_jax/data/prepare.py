@@ -41,6 +41,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from bert_jax import storage
 from bert_jax.config import Config, DataConfig, ModelConfig, faults, fingerprint
 from bert_jax.data import packing, sentence_pairs
 from bert_jax.data.corpus import Document, documents_of, input_bytes, resolve_inputs, split_sentences
@@ -188,7 +189,9 @@ def part_folder(output: Path, number: int, count: int) -> Path:
 
 def names_of_part(names: Sequence[str], number: int, count: int) -> list[str]:
     """Those of the files `names` that make up part `number`, from 1, of `count`: neighbours, a share of the bytes."""
-    sizes = np.array([os.path.getsize(name) if os.path.isfile(name) else 0 for name in names], np.int64)
+    known = (storage.is_remote(name) or os.path.isfile(name) for name in names)
+    sizes = [storage.size_and_time(name)[0] if file else 0 for name, file in zip(names, known, strict=True)]
+    sizes = np.array(sizes, np.int64)
     sizes = np.maximum(sizes, max(1, int(sizes.mean()) // 100))  # of what is no file nobody knows
     middles = np.cumsum(sizes) - sizes / 2
     part = np.minimum(middles * count // sizes.sum(), count - 1)
@@ -717,17 +720,42 @@ def main(argv: Sequence[str]) -> int:
     from bert_jax.data.tokenizer_model import load_tokenizer
 
     data = DataConfig(workers=options.workers, **{name: getattr(options, name) for name in _SETTINGS})
-    _check(Path(options.output).absolute(), data)  # before the tokenizer is read
-    tokenizer = load_tokenizer(options.tokenizer, lowercase=options.lowercase, strip_accents=options.strip_accents)
-    if options.part:
-        numbers = parse_part(options.part)
-        print(prepare_part(options.input, options.output, numbers, tokenizer=tokenizer, data=data))
-        return 0
-    if options.merge:
-        print(describe(merge(options.output, tokenizer=tokenizer, data=data)))
-        return 0
-    print(describe(prepare(options.input, options.output, tokenizer=tokenizer, data=data)))
+    numbers = parse_part(options.part) if options.part else None
+    with staged(options.output, parts=options.merge) as output:
+        _check(output, data)  # before the tokenizer is read
+        tokenizer = load_tokenizer(options.tokenizer, lowercase=options.lowercase, strip_accents=options.strip_accents)
+        if numbers:
+            print(prepare_part(options.input, output, numbers, tokenizer=tokenizer, data=data))
+        elif options.merge:
+            print(describe(merge(output, tokenizer=tokenizer, data=data)))
+        else:
+            print(describe(prepare(options.input, output, tokenizer=tokenizer, data=data)))
     return 0
+
+
+@contextlib.contextmanager
+def staged(output: str, *, parts: bool) -> Iterator[Path]:
+    """Where `output` is made: a bucket's in the cache, from where it, or its parts, is carried up when it is whole.
+
+    With `parts` those that are in the bucket are fetched first. Raises ConfigError where the bucket has it already.
+    """
+    if not storage.is_remote(output):
+        yield Path(output).absolute()
+        return
+    output = output.rstrip("/")
+    with storage.reached(output):
+        if storage.place(output).exists():
+            raise ConfigError(f"{output} is there already; remove it or take another --output")
+    here, theirs = storage.cached(output), f"{output}.parts"
+    shutil.rmtree(here, ignore_errors=True)
+    if parts:
+        storage.fetch(theirs)
+    yield here
+    if here.is_dir():
+        storage.carry(here, output)
+        shutil.rmtree(here)
+    elif parts_folder(here).is_dir():
+        storage.carry(parts_folder(here), theirs)
 
 
 def parse_part(text: str) -> tuple[int, int]:

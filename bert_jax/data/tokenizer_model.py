@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from bert_jax import storage
 from bert_jax.config import fingerprint
 from bert_jax.data.wordpiece import as_google, bert_rules, has_upper_case, read_vocabulary, wordpiece_engine
 from bert_jax.errors import DataError
@@ -376,7 +377,7 @@ def load_tokenizer(
     Raises:
       DataError: nothing there, unreadable, duplicate pieces, or a special piece is missing.
     """
-    file = _vocabulary_file(Path(path))
+    file = _vocabulary_file(Path(storage.fetch(path)))
     payload = _read(file)
     settings: dict[str, Any] = {}
     for beside in (file.parent / _SPECIAL_MAP, file.parent / _CONFIG):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bert_jax import storage
 from bert_jax.config import Config, ModelConfig, fingerprint
 from bert_jax.data import cache, cooccurrence, packing, pipeline, prepare
 from bert_jax.data.corpus import resolve_inputs
@@ -87,8 +88,9 @@ def known_rows(config: Config) -> int | None:
     if not cache.is_prepared(config.data.path):
         resolve_inputs([config.data.path])
         return None
-    manifest = prepare.load_manifest(config.data.path)
-    check_fit(config, config.data.path, manifest)
+    folder = storage.fetch(config.data.path)
+    manifest = prepare.load_manifest(folder)
+    check_fit(config, folder, manifest)
     return manifest["splits"]["train"]["rows"]
 
 
