@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import time
+from typing import NamedTuple
 
 
 def cut_metrics(path: str, step: int) -> None:
@@ -52,6 +53,16 @@ class Recorder:
             self._board.close()
 
 
+class Lap(NamedTuple):
+    """One logging interval."""
+
+    seconds: float
+    waited: float
+    """Of them for data."""
+    tokens: int
+    examples: float
+
+
 class Clock:
     """Rates over one logging interval, without what evaluation and saving took."""
 
@@ -71,6 +82,9 @@ class Clock:
         yield
         self._excluded += time.perf_counter() - began
 
-    def elapsed(self) -> float:
-        """Seconds of the interval that count."""
-        return max(time.perf_counter() - self._began - self._excluded, 1e-9)
+    def lap(self) -> "Lap":
+        """What was counted in the interval; begins the next one."""
+        seconds = max(time.perf_counter() - self._began - self._excluded, 1e-9)
+        found = Lap(seconds, self.waited, self.tokens, self.examples)
+        self.restart()
+        return found

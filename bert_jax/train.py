@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from bert_jax import config as config_lib
+from bert_jax import storage
 from bert_jax.command import parse_command
 from bert_jax.config import Config
 from bert_jax.errors import INTERRUPTED, PREEMPTED, ConfigError, NonFiniteLossError, StorageError, run_command
@@ -50,6 +51,10 @@ def main(argv: list[str]) -> int:
     flags = command.coordinator, command.num_processes, command.process_id
     hosts.join(hosts.find_meeting(os.environ, flags, hosts.tpu_metadata()), timeout=command.host_timeout)
     run_all = sweep.suite if config.task.name == "all" else sweep.sweep if sweep.is_sweep(config) else train
+    if run_all is not train and storage.is_remote(command.workdir):
+        raise ConfigError(
+            f"--workdir {command.workdir}: many runs go into a folder of a file system, not into a bucket"
+        )
     return run_all(config, command.workdir, resume=command.resume, debug=command.debug)
 
 
@@ -90,11 +95,13 @@ def plan_for(config: Config, topology: str, workdir: str) -> int:
     """`--plan`: prints what a slice of TPUs would do, and writes it to `plan.json` of a workdir. 0."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     from bert_jax import plan
+    from bert_jax.checkpoint import write_json
 
     found = plan.plan(config, topology)
     print(plan.describe(found))
     if workdir:
-        plan.write(found, workdir)
+        storage.place(workdir).mkdir(parents=True, exist_ok=True)
+        write_json(os.path.join(workdir, "plan.json"), found)
     return 0
 
 
@@ -215,7 +222,8 @@ def with_params(state: Any, arrays: dict[str, Any]) -> Any:
 
 def check_ours(workdir: str) -> None:
     """Raises ConfigError where a new run would overwrite what no run has made: every run leaves `lock`."""
-    found = set(os.listdir(workdir)) if os.path.isdir(workdir) else set()
+    place = storage.place(workdir)
+    found = {path.name for path in place.iterdir()} if place.is_dir() else set()
     if not found & {"lock", "checkpoints"} and (lost := sorted(found & WRITTEN)):
         raise ConfigError(f"--workdir {workdir}: its {', '.join(lost)} are no run's and would be lost; take another")
 
@@ -298,7 +306,6 @@ def export(config: Config, workdir: str, params: Any, task: Any, results: dict, 
     if task.metric:
         summary["metric"] = task.metric
     checkpoint.write_json(os.path.join(workdir, "results.json"), summary)
-    say(f"done: model in {folder}, results in {os.path.join(workdir, 'results.json')}")
 
 
 def train(config: Config, workdir: str, *, resume: str = "auto", debug: bool = False) -> int:
@@ -307,6 +314,7 @@ def train(config: Config, workdir: str, *, resume: str = "auto", debug: bool = F
     Raises NonFiniteLossError, CheckpointError, DataError, StorageError and ConfigError with their remedies.
     """
     began = time.perf_counter()
+    bucket = workdir if storage.is_remote(workdir) else ""
     import jax
 
     from bert_jax import hosts
@@ -320,25 +328,30 @@ def train(config: Config, workdir: str, *, resume: str = "auto", debug: bool = F
         def open_workdir() -> None:
             if os.path.exists(workdir) and not os.path.isdir(workdir):
                 raise StorageError(f"--workdir {workdir}: a file, not a folder")
-            check_ours(workdir)
+            check_ours(bucket or workdir)
             os.makedirs(workdir, exist_ok=True)
             stack.enter_context(contextlib.closing(lock(workdir)))
 
         mesh = make_mesh(config.mesh)
         check_batch(config, mesh)
+        if bucket:  # each host has a disk of its own
+            workdir = hosts.together(lambda: storage.stage(bucket))
         hosts.from_first(open_workdir)
         if not hosts.is_first():
             log_to(os.path.join(workdir, "hosts", f"{jax.process_index()}.log"))
         stack.enter_context(jax.set_mesh(mesh))
-        return run(config, workdir, mesh, resume, began)
+        return run(config, workdir, bucket, mesh, resume, began)
 
 
-def run(config: Config, workdir: str, mesh: Any, resume: str, began: float) -> int:
+def run(config: Config, workdir: str, bucket: str, mesh: Any, resume: str, began: float) -> int:
     """The run itself, in a workdir that is ours. Nothing in it is overwritten before the checkpoint is seen to fit.
 
+    `bucket`, unless it is empty, is what the workdir is a copy of: it has the checkpoints, and is given the rest.
     `began` is when it was asked for (`time.perf_counter`).
     """
     import jax
+    import jax.numpy as jnp
+    import numpy as np
 
     from bert_jax import checkpoint, hosts, plan
     from bert_jax.data import pipeline
@@ -348,7 +361,12 @@ def run(config: Config, workdir: str, mesh: Any, resume: str, began: float) -> i
     from bert_jax.sharding import global_batch, host_arrays, local_rows, named_leaves
     from bert_jax.train_state import abstract_state, all_finite, create_state, jit_step
 
-    folder, asked, first = checkpoint.checkpoints_folder(workdir), config, hosts.is_first()
+    folder, asked, first = checkpoint.checkpoints_folder(bucket or workdir), config, hosts.is_first()
+
+    def carry_up() -> None:
+        if bucket and first:
+            storage.carry(workdir, bucket, leave=storage.CHECKPOINTS)
+
     start = hosts.from_first(lambda: first_step(folder, resume))
 
     def set_up() -> tuple[Config, Any, Any, Any]:
@@ -383,6 +401,7 @@ def run(config: Config, workdir: str, mesh: Any, resume: str, began: float) -> i
             if starting:
                 state = start_from(state, starting, task.labels, task.problem, config.train.reinit_layers)
         hosts.from_first(lambda: write_beginning(config, workdir, task, new=start is None))
+        hosts.together(carry_up)
         start = start or 0
         recorder = stack.enter_context(contextlib.closing(Recorder(workdir if first else None, start)))
         stop = stack.enter_context(stop_signals())
@@ -390,7 +409,9 @@ def run(config: Config, workdir: str, mesh: Any, resume: str, began: float) -> i
         clock = Clock()
         step_function = jit_step(task, optimizer, seed=config.train.seed, accumulate=config.optimizer.accumulate)
         evaluate_batch = evaluator(task)
-        peak, schedule = plan.peak_flops(), learning_rate_schedule(config.optimizer, num_steps)
+        peak = plan.peak_flops()
+        # All at once: to ask the device for one would wait until the step that it works on is done.
+        learning_rates = np.asarray(learning_rate_schedule(config.optimizer, num_steps)(jnp.arange(num_steps)))
         progress = Progress("train", num_steps, "steps", start=start)
         pending = None  # metrics of the step before: fetched while the device works on the next
 
@@ -406,17 +427,16 @@ def run(config: Config, workdir: str, mesh: Any, resume: str, began: float) -> i
             if step == start + 1:
                 clock.first_step = time.perf_counter() - began
             if step % config.train.log_every == 0 or step == num_steps:
-                seconds = clock.elapsed()
-                values["learning_rate"] = float(schedule(step - 1))
-                values["examples_per_second"] = clock.examples / seconds
-                values["real_tokens_per_second"] = clock.tokens / seconds
-                values["data_wait_fraction"] = min(1.0, clock.waited / seconds)
+                lap = clock.lap()
+                values["learning_rate"] = float(learning_rates[step - 1])
+                values["examples_per_second"] = lap.examples / lap.seconds
+                values["real_tokens_per_second"] = lap.tokens / lap.seconds
+                values["data_wait_fraction"] = min(1.0, lap.waited / lap.seconds)
                 if clock.first_step:
                     values["first_step_seconds"], clock.first_step = clock.first_step, 0.0
                 if peak:
-                    values["mfu"] = model_flops(config, clock.tokens) / seconds / peak
+                    values["mfu"] = model_flops(config, lap.tokens) / lap.seconds / peak
                 recorder.write(step, values)
-                clock.restart()
             progress.update(step, f"loss {values['loss']:.4f}")
 
         def not_finite(what: str, step: int) -> NonFiniteLossError:
@@ -430,6 +450,7 @@ def run(config: Config, workdir: str, mesh: Any, resume: str, began: float) -> i
                 raise not_finite("parameters past all bounds", step)
             about = {"labels": task.labels, "problem": task.problem, "tokenizer": task.tokenizer.fingerprint}
             checkpoints.save(state, config=config, **about)
+            carry_up()
 
         def evaluate_all(params: Any, step: int, *, last: bool, quiet: bool = False) -> dict[str, dict[str, float]]:
             """Scores of every set, of test sets and with prediction files only at the end; `quiet` records nothing."""
@@ -502,6 +523,7 @@ def run(config: Config, workdir: str, mesh: Any, resume: str, began: float) -> i
             save(step)
             saved = step
         checkpoints.wait()
+        carry_up()
         if stopping:
             say(f"saved step {step:,} in {folder}; the same command goes on from there")
             return stop[0] if stop else PREEMPTED
@@ -517,6 +539,9 @@ def run(config: Config, workdir: str, mesh: Any, resume: str, began: float) -> i
         results = evaluate_all(params, chosen, last=True, quiet=chosen != step)
         weights = host_arrays(params, mesh)
         hosts.from_first(lambda: export(config, workdir, weights, task, results, chosen, step))
+        hosts.together(carry_up)
+        place = bucket or workdir
+        say(f"done: model in {os.path.join(place, 'model')}, results in {os.path.join(place, 'results.json')}")
     return 0
 
 

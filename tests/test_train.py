@@ -22,7 +22,7 @@ from bert_jax.data import pipeline
 from bert_jax.data.prepare import load_manifest, prepare
 from bert_jax.data.tokenizer_model import load_tokenizer
 from bert_jax.errors import CheckpointError, ConfigError, NonFiniteLossError
-from bert_jax.recorder import cut_metrics
+from bert_jax.recorder import Clock, cut_metrics
 from bert_jax.tasks import pretrain
 from bert_jax.train import lock, train
 
@@ -321,3 +321,15 @@ def test_it_learns_more_than_token_frequencies(small_config, prepared, tokenizer
     assert train(config, str(tmp_path / "run")) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["metrics"]["eval"]["masked_lm_loss"] < unigram_loss(prepared, small_config, tokenizer) - 0.1
+
+
+def test_laps_leave_no_time_out(monkeypatch):
+    now = iter(range(100))
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(now)))
+    clock = Clock()  # at 0
+    clock.tokens += 7
+    with clock.excluding():  # from 1 to 2
+        pass
+    first, second = clock.lap(), clock.lap()  # at 3, begun again at 4, and at 5
+    assert (first.seconds, first.tokens) == (2.0, 7)
+    assert (second.seconds, second.tokens) == (1.0, 0)
