@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bert_jax.sharding import BATCH, platform
@@ -13,9 +14,33 @@ SPLASH_LANES, SPLASH_BLOCK = 128, 512  # row lengths are multiples of the first;
 
 
 def random_bytes(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """uint8 random numbers, four from each 32-bit word; `jax.random.bits` would spend a whole word on each byte."""
+    """uint8 random numbers, on CPUs the same on any mesh: four from each 32-bit word of their generator, where
+    `jax.random.bits` would spend a word on each.
+    """
+    if platform() != "cpu":
+        return own_random_bytes(key, shape)
     words = jax.random.bits(key, (*shape[:-1], -(-shape[-1] // 4)), jnp.uint32)
     return jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(*shape[:-1], -1)[..., : shape[-1]]
+
+
+def own_random_bytes(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """uint8 random numbers of which each device makes its part from a key of its own: its rows of axis 0 and, of four
+    axes, its heads of axis 1.
+
+    The compiler cannot split accelerators' generators: it lets every device make the numbers of the global batch. Nor
+    do they need their words cut up. For a base model on eight v5e chips it puts a step with both at 83 ms (README).
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return jax.random.bits(key, shape, jnp.uint8)
+    spec = P(*BATCH, "tensor") if len(shape) == 4 else BATCH
+    axes = (*BATCH[0], "tensor") if len(shape) == 4 else BATCH[0]
+    part = NamedSharding(mesh, spec).shard_shape(shape)
+
+    def local(key: jax.Array) -> jax.Array:
+        return jax.random.bits(jax.random.fold_in(key, jax.lax.axis_index(axes)), part, jnp.uint8)
+
+    return jax.shard_map(local, in_specs=P(), out_specs=spec, check_vma=False)(key)
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
@@ -59,12 +84,16 @@ def attend(
             return splash_attention(scaled, key, value, segment_ids)
         if backend == "cudnn" and platform() == "gpu" and query.dtype == jnp.bfloat16:
             return cudnn_attention(scaled, key, value, segment_ids)
-    scores = jnp.einsum("bnqh,bnkh->bnqk", scaled, key)
-    # A sum, whose backward pass keeps nothing, not a choice, which keeps an array of the scores' size.
-    scores = scores.astype(jnp.float32) + jnp.where(same_example(segment_ids), 0.0, MASKED)
-    probabilities = softmax(scores, value.dtype)  # [B, N, S, S]
+    probabilities = softmax(masked_scores(scaled, key, segment_ids), value.dtype)  # [B, N, S, S]
     probabilities = dropout(probabilities, dropout_rate, dropout_key)
     return jnp.einsum("bnqk,bnkh->bnqh", probabilities, value)
+
+
+def masked_scores(scaled: jax.Array, key: jax.Array, segment_ids: jax.Array) -> jax.Array:
+    """Products of scaled queries and keys [B, N, S, H] -> float32 [B, N, S, S], MASKED between examples of a row."""
+    scores = jnp.einsum("bnqh,bnkh->bnqk", scaled, key)
+    # A sum, whose backward pass keeps nothing, not a choice, which keeps an array of the scores' size.
+    return scores.astype(jnp.float32) + jnp.where(same_example(segment_ids), 0.0, MASKED)
 
 
 def same_example(segment_ids: jax.Array) -> jax.Array:

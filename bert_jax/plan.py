@@ -4,7 +4,6 @@ compiler, which runs on a CPU (`--plan v5e:2x4`).
 
 import contextlib
 import dataclasses
-import json
 import math
 import os
 import re
@@ -130,6 +129,7 @@ CHIPS = {
     "v5p": Chip(459e12, 95 * 2**30, 2765e9, 100e9, {}),
     "v6e": Chip(918e12, 32 * 2**30, 1640e9, 100e9, {}),
 }
+SCALES = (8, 16, 32, 64, 128, 256)  # chips of `weak_scaling`
 KERNEL_LANES = 128  # a matrix unit is this wide: heads of 64 use half of it
 FORCED = "Involuntary full rematerialization"
 # Without these libtpu asks a metadata server that is not there, and lets one process alone load it.
@@ -306,9 +306,8 @@ def report_of(
     compute = whole.optimal_seconds + (accumulate - 1) * (micro.optimal_seconds if micro else 0.0)
     compute += kernel_seconds(config, chip, chips) if whole.kernels else 0.0
     dimensions = sum(int(size) > 1 for size in topology.split(":")[1].split("x"))
-    # All dimensions of the torus at once, behind the computation, or one ring, after it.
-    fast, slow = (network_seconds(whole.collectives, chip, links) for links in (2 * max(1, dimensions), 2))
-    seconds = [max(compute, fast), compute + slow]
+    network = network_range(whole.collectives, chip, dimensions)
+    seconds = step_range(compute, network)
     tokens = train.global_batch_size * data.max_seq_len
     steps = train.num_steps if train.num_epochs == 0 else None
     limit, found = chip.memory, whole.peak
@@ -333,12 +332,13 @@ def report_of(
             "step": seconds,
             "compute": compute,
             "memory": whole.traffic / chip.bandwidth,
-            "network": [fast, slow],
+            "network": network,
             "unknown_operations": whole.unknown_operations,
             "at_peak": flops / chip.flops,
         },
         "mfu": [flops / chip.flops / value for value in reversed(seconds)],
         "tokens_per_second": [tokens / value for value in reversed(seconds)],
+        "weak_scaling": weak_scaling(compute, whole.collectives, chip, chips, dimensions),
         "steps": steps,
         "days": [steps * value / 86_400 for value in seconds] if steps else None,
         "chip_hours": [steps * value / 3600 * chips for value in seconds] if steps else None,
@@ -353,6 +353,34 @@ def kernel_seconds(config: Config, chip: Chip, chips: int) -> float:
     product = 2.0 * config.train.global_batch_size / chips * length * length * model.hidden_size
     used = min(1.0, model.head_dim / KERNEL_LANES)
     return model.num_layers * 7 * product / (chip.flops * used)
+
+
+def step_range(compute: float, network: list[float]) -> list[float]:
+    """Seconds of a step: the network hidden behind the computation, or after it."""
+    fast, slow = network
+    return [max(compute, fast), compute + slow]
+
+
+def network_range(collectives: list[hlo.Collective], chip: Chip, dimensions: int) -> list[float]:
+    """Seconds of the network: over all dimensions of the torus at once, or in one ring."""
+    return [network_seconds(collectives, chip, links) for links in (2 * max(1, dimensions), 2)]
+
+
+def weak_scaling(
+    compute: float, collectives: list[hlo.Collective], chip: Chip, chips: int, dimensions: int
+) -> list[dict[str, Any]]:
+    """Share of the speed of one chip alone, compute / step, that is left with other numbers of chips, each with the
+    same rows: compute stays, and of the collectives over `data` the rings grow, their bytes do not.
+    """
+    found = []
+    for number in SCALES:
+        grown = [
+            one._replace(group=max(1, one.group * number // chips)) if "data" in one.axes.split("+") else one
+            for one in collectives
+        ]
+        seconds = step_range(compute, network_range(grown, chip, dimensions))
+        found.append({"chips": number, "efficiency": [compute / value for value in reversed(seconds)]})
+    return found
 
 
 def network_seconds(collectives: list[hlo.Collective], chip: Chip, links: int) -> float:
@@ -412,18 +440,13 @@ def describe(found: dict[str, Any]) -> str:
         f"MFU {found['mfu'][0]:.2f} to {found['mfu'][1]:.2f}; "
         f"{found['tokens_per_second'][0]:,.0f} to {found['tokens_per_second'][1]:,.0f} tokens a second",
     ]
+    shares = (
+        f"{one['chips']} {one['efficiency'][0]:.3f} to {one['efficiency'][1]:.3f}" for one in found["weak_scaling"]
+    )
+    lines.append(f"weak scaling, of the speed without network, by chips: {'; '.join(shares)}")
     if found["steps"]:
         (days, most), (hours, most_hours) = found["days"], found["chip_hours"]
         lines.append(
             f"{found['steps']:,} steps: {days:.2f} to {most:.2f} days, {hours:,.0f} to {most_hours:,.0f} chip-hours"
         )
     return "\n".join(lines)
-
-
-def write(found: dict[str, Any], workdir: str) -> None:
-    """`plan.json`."""
-    os.makedirs(workdir, exist_ok=True)
-    path = os.path.join(workdir, "plan.json")
-    with open(f"{path}.partial", "w", encoding="utf-8") as file:
-        json.dump(found, file, indent=1)
-    os.replace(f"{path}.partial", path)

@@ -1,6 +1,5 @@
 """The training state (arrays only) and the one pure training step."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -86,12 +85,6 @@ def gradients(
     return total
 
 
-COMPILER_OPTIONS = {
-    # Each chip makes the random bits of its own rows alone; else every chip makes those of the whole global batch.
-    "tpu": {"xla_tpu_spmd_rng_bit_generator_unsafe": True},
-}
-
-
 def dropout_key(seed: int) -> jax.Array:
     """The key that a run's dropout keys come from. Accelerators have a generator of their own, and are fast with it."""
     return jax.random.key(seed, impl="threefry2x32" if platform() == "cpu" else "rbg")
@@ -101,9 +94,12 @@ def jit_step(
     objective: Objective | Task, optimizer: optax.GradientTransformation, *, seed: int, accumulate: int
 ) -> Any:
     """`train_step` compiled for the mesh that is set: (state, batch) -> (state, metrics). The state is given away."""
-    bound = {"task": objective, "optimizer": optimizer, "key": dropout_key(seed), "accumulate": accumulate}
-    step = functools.partial(train_step, **bound)
-    return jax.jit(step, donate_argnums=0, compiler_options=COMPILER_OPTIONS.get(platform()))
+    bound = {"task": objective, "optimizer": optimizer, "accumulate": accumulate}
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
+        return train_step(state, batch, key=dropout_key(seed), **bound)  # made inside: a plan's mesh runs nothing
+
+    return jax.jit(step, donate_argnums=0)
 
 
 def jit_gradient(objective: Objective | Task, seed: int) -> Any:
@@ -112,7 +108,7 @@ def jit_gradient(objective: Objective | Task, seed: int) -> Any:
     def gradient(params: Params, batch: Batch) -> tuple[Params, Sums]:
         return gradients(objective, params, batch, dropout_key(seed), 1)
 
-    return jax.jit(gradient, compiler_options=COMPILER_OPTIONS.get(platform()))
+    return jax.jit(gradient)
 
 
 def train_step(

@@ -7,7 +7,7 @@ import pytest
 
 from bert_jax import attention
 from bert_jax.attention import attend, softmax, splash_attention
-from bert_jax.config import Config, DataConfig, ModelConfig, faults
+from bert_jax.config import Config, DataConfig, MeshConfig, ModelConfig, faults
 from bert_jax.sharding import make_mesh
 
 BATCH, HEADS, LENGTH, DIM = 2, 2, 256, 64
@@ -37,8 +37,6 @@ def test_splash_is_what_xla_computes_gradients_too(on_mesh, request):
     wanted = jax.value_and_grad(loss(xla), argnums=(0, 1, 2))(query, key, value)
     compiled = jax.jit(jax.value_and_grad(loss(splash), argnums=(0, 1, 2)))
     if on_mesh:  # rows over two devices, heads over two
-        from bert_jax.config import MeshConfig
-
         with jax.set_mesh(make_mesh(MeshConfig(data=2, fsdp=1, tensor=2), jax.devices()[:4])):
             found = jax.device_get(compiled(query, key, value))
     else:
@@ -92,3 +90,21 @@ def test_back_ends_without_dropout_say_so(backend):
     assert any("--model.attention-dropout 0" in fault for fault in faults(config))
     config = Config(model=ModelConfig(attention=backend, attention_dropout=0.0), data=DataConfig(path="x"))
     assert not faults(config)
+
+
+def test_devices_make_random_bytes_of_their_own():
+    """As accelerators do: no two devices the same, all values as frequent, and each its rows and heads alone."""
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2), jax.devices()[:8])
+    key = jax.random.key(0, impl="rbg")
+    with jax.set_mesh(mesh):
+        of_four = jax.jit(lambda key: attention.own_random_bytes(key, (8, 4, 32, 32)))(key)
+        of_three = jax.jit(lambda key: attention.own_random_bytes(key, (8, 32, 32)))(key)
+    assert {shard.data.shape for shard in of_four.addressable_shards} == {(2, 2, 32, 32)}
+    assert {shard.data.shape for shard in of_three.addressable_shards} == {(2, 32, 32)}
+    parts = [np.asarray(shard.data).tobytes() for shard in of_four.addressable_shards]
+    assert len(set(parts)) == 8
+    assert abs(np.asarray(of_four).mean() - 127.5) < 2
+    rows = np.asarray(of_three).reshape(8, -1)
+    assert len({row.tobytes() for row in rows}) == 8  # and devices that share rows have the same
+    one, other = (np.asarray(shard.data) for shard in of_three.addressable_shards if shard.index[0] == slice(0, 2))
+    np.testing.assert_array_equal(one, other)
