@@ -86,6 +86,12 @@ class Embeddings(nn.Module):
         return dropout(x, config.hidden_dropout, None if self.deterministic else self.make_rng("dropout"))
 
 
+def project(x: jax.Array, weights: list[tuple[jax.Array, jax.Array]]) -> jax.Array:
+    """[B, S, D] by kernels [D, N, H] and biases [N, H] -> [len(weights), B, N, S, H], in one fused matrix product."""
+    kernel, bias = (jnp.stack(parts, axis=-3) for parts in zip(*weights, strict=True))  # [D, C, N, H], [C, N, H]
+    return jnp.einsum("bsd,dcnh->cbnsh", x, kernel) + bias[:, None, :, None]
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention with query, key and value from one fused matrix product."""
 
@@ -99,10 +105,8 @@ class SelfAttention(nn.Module):
         weights = [
             Affine((config.hidden_size, *heads), stddev, 2, name=name)(x.dtype) for name in ("query", "key", "value")
         ]
-        kernel, bias = (jnp.stack(parts, axis=-3) for parts in zip(*weights, strict=True))  # [D, 3, N, H], [3, N, H]
-        qkv = jnp.einsum("bsd,dcnh->cbnsh", x, kernel) + bias[:, None, :, None]
         context = attend(
-            *qkv,
+            *project(x, weights),
             segment_ids,
             dropout_rate=config.attention_dropout,
             dropout_key=None if self.deterministic else self.make_rng("dropout"),
@@ -154,8 +158,9 @@ class Encoder(nn.Module):
     `separate` one tree a layer, `layers_0/…` (see `separate_layers`).
 
     Call with int32 [B, S] arrays: `input_ids`, `token_type_ids` (A/B), `position_ids` (restart at each packed
-    example) and `segment_ids` (number of the packed example, 0 for padding). Returns [B, S, D], or with `all_layers`
-    [L + 1, B, S, D]: the embeddings, then what each layer gives.
+    example) and `segment_ids` (number of the packed example, 0 for padding). `embedded` [B, S, D] takes the place of
+    what the embeddings would give. Returns [B, S, D], or with `all_layers` [L + 1, B, S, D]: the embeddings, then what
+    each layer gives.
     """
 
     config: ModelConfig
@@ -165,10 +170,17 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, input_ids: jax.Array, token_type_ids: jax.Array, position_ids: jax.Array, segment_ids: jax.Array
+        self,
+        input_ids: jax.Array,
+        token_type_ids: jax.Array,
+        position_ids: jax.Array,
+        segment_ids: jax.Array,
+        embedded: jax.Array | None = None,
     ) -> jax.Array:
         config = self.config
-        x = Embeddings(config, self.deterministic, name="embeddings")(input_ids, token_type_ids, position_ids)
+        x = embedded
+        if x is None:
+            x = Embeddings(config, self.deterministic, name="embeddings")(input_ids, token_type_ids, position_ids)
         first = x = constrain_batch(x)
         layer = EncoderLayer
         if config.remat != "none":

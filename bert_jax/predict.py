@@ -4,7 +4,6 @@ python -m bert_jax.predict fill-mask --model M --text "Paris is the [MASK] of Fr
 """
 
 import argparse
-import contextlib
 import json
 import os
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from bert_jax.config import TaskConfig
 from bert_jax.data.tables import ENDINGS, iterate_examples
 from bert_jax.errors import CommandParser, ConfigError, DataError, run_command
 from bert_jax.process import keep_memory
+from bert_jax.storage import whole_file
 
 if TYPE_CHECKING:
     from bert_jax.bert import Bert, Text
@@ -167,26 +167,6 @@ def write_vectors(
     file.seek(0)
     write_array_header_1_0(file, header | {"shape": (count, *header["shape"][1:])})  # NumPy leaves room for the count
     assert file.tell() == begin
-
-
-@contextlib.contextmanager
-def whole_file(path: str, mode: str) -> Iterator[IO]:
-    """A file that gets its name when all is written, and goes when something fails; a pipe or device is written to."""
-    how = {} if "b" in mode else {"encoding": "utf-8", "errors": "backslashreplace"}
-    if os.path.exists(path) and not os.path.isfile(path):
-        with open(path, mode, **how) as file:
-            yield file
-        return
-    path = os.path.realpath(path)
-    partial = f"{path}.partial"
-    try:
-        with open(partial, mode, **how) as file:
-            yield file
-        os.replace(partial, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.remove(partial)
-        raise
 
 
 def main(argv: list[str]) -> int:

@@ -1,6 +1,6 @@
 """Buckets (`gs://…`, `s3://…`): what is read of them is fetched into the user's cache, what a run writes is carried up.
 
-Through `epath`. Only checkpoints are written to a bucket directly, by Orbax.
+Through `epath`. Only checkpoints are written to a bucket directly, by Orbax. And files that are written whole.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from bert_jax.config import cache_folder
 from bert_jax.errors import BertJaxError, ConfigError, StorageError
@@ -157,3 +157,23 @@ def _split_glob(pattern: str) -> tuple[str, str]:
     """`gs://b/a/x*/y` -> (`gs://b/a`, `x*/y`)."""
     found = re.search(r"[^/]*[*?\[]", pattern)
     return (pattern[: found.start()].rstrip("/"), pattern[found.start() :]) if found else (pattern, "")
+
+
+@contextlib.contextmanager
+def whole_file(path: str, mode: str) -> Iterator[IO]:
+    """A file that gets its name when all is written, and goes when something fails; a pipe or device is written to."""
+    how = {} if "b" in mode else {"encoding": "utf-8", "errors": "backslashreplace"}
+    if os.path.exists(path) and not os.path.isfile(path):
+        with open(path, mode, **how) as file:
+            yield file
+        return
+    path = os.path.realpath(path)
+    partial = f"{path}.partial"
+    try:
+        with open(partial, mode, **how) as file:
+            yield file
+        os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.remove(partial)
+        raise

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
+LOOKED_AT = "the film was long but never dull ."
 SENTENCES = ("this movie is really [MASK] .", "the plot was [MASK] and the acting was terrible .")
 
 
@@ -120,6 +121,10 @@ def main() -> None:
     sample = "a moving and beautifully acted film ."
     words = ("-m", "bert_jax.predict", "classify", "--model", folder / "pretrained-all", "--text", sample)
     seconds["predict"] += run("classify a sentence", *words)
+    words = ("-m", "bert_jax.explain", "attribution", "--model", folder / "pretrained-all", "--text", sample)
+    seconds["explain"] = run("why that label", *words, "--output", folder / "words.html")
+    words = ("-m", "bert_jax.explain", "attention", "--model", pretrained, "--text", LOOKED_AT)
+    seconds["explain"] += run("what its heads look at", *words, "--output", folder / "attention.html")
     draw(read_metrics(pretrained), folder / "loss.png")
     report(folder, pretrained, seconds, accuracies)
 
@@ -144,6 +149,7 @@ def report(folder: Path, pretrained: Path, seconds: dict[str, float], accuracies
     print(f"loss curve            {folder / 'loss.png'}")
     print(f"pre-trained model     {pretrained / 'model'}")
     print(f"sentiment model       {folder / 'pretrained-all' / 'model'}")
+    print(f"pages to look at      {folder / 'words.html'}, {folder / 'attention.html'}")
 
 
 if __name__ == "__main__":

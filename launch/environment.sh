@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced: makes the virtual environment $VENV (default .venv) with $PYTHON (default: python3)
 # and installs this checkout with the extras named in $1, again only when setup.cfg or the extras change.
 PYTHON="${PYTHON:-python3}"

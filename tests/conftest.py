@@ -7,6 +7,7 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import itertools
+import shutil
 from pathlib import Path
 
 import pytest
@@ -122,3 +123,37 @@ def tfds_folder(tmp_path_factory) -> str:
     folder = str(tmp_path_factory.mktemp("tfds"))
     Tiny(data_dir=folder).download_and_prepare()
     return folder
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Chromium without a window; tests of pages are skipped where there is none."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if program is None:
+        pytest.skip("no Chromium on the PATH")
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def opened(browser):
+    """(path) -> the page at it. At the end: it told the console nothing, and asked for nothing but itself."""
+    window = browser.new_page(viewport={"width": 1200, "height": 800})
+    window.set_default_timeout(60_000)
+    faults, requests, paths = [], [], []
+    window.on("console", lambda message: faults.append(message.text))
+    window.on("pageerror", lambda error: faults.append(str(error)))
+    window.on("dialog", lambda dialog: faults.append(f"dialog {dialog.message}"))
+    window.on("request", lambda request: requests.append(request.url))
+
+    def go(path):
+        paths.append(path.as_uri())
+        window.goto(path.as_uri())
+        return window
+
+    yield go
+    window.close()
+    assert faults == [] and requests == paths

@@ -2,19 +2,28 @@
 
 python -m bert_jax.data.tokenizer train   --kind wordpiece --input 'texts/*.txt' --vocab-size 30522 --output T
 python -m bert_jax.data.tokenizer encode  --tokenizer T < lines          # JSON lines
-python -m bert_jax.data.tokenizer compare --tokenizer T1 T2 --text "…"   # side by side
+python -m bert_jax.data.tokenizer compare --tokenizer T1 T2 --text "…"   # side by side; --output compare.html
 """
 
 import argparse
+import bisect
+import itertools
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from bert_jax.data.tokenizer_model import KINDS, load_tokenizer, publish
+from bert_jax.data.tokenizer_model import KINDS, Tokenizer, load_tokenizer, publish
 from bert_jax.errors import CommandParser, ConfigError, DataError, run_command
+from bert_jax.page import render
+from bert_jax.storage import whole_file
+
+# Black on light blue and light orange by turns, white on dark red: each says both, so any terminal's ground will do.
+_SHADES = ("\x1b[38;5;16;48;5;153m", "\x1b[38;5;16;48;5;223m")
+_UNKNOWN = "\x1b[1;38;5;231;48;5;124m"
 
 
 def _run_train(args: argparse.Namespace) -> None:
@@ -50,21 +59,77 @@ def _run_encode(args: argparse.Namespace) -> None:
 
 
 def _run_compare(args: argparse.Namespace) -> None:
-    print(compare(args.tokenizer, args.text, lowercase=args.lowercase, strip_accents=args.strip_accents), flush=True)
+    switches = {"lowercase": args.lowercase, "strip_accents": args.strip_accents}
+    tokenizers = [load_tokenizer(path, **switches) for path in args.tokenizer]
+    found = [compare(tokenizers, text) for text in args.text]
+    if args.output:
+        data = {"tokenizers": args.tokenizer, "texts": [one._asdict() for one in found]}
+        page = render("Tokenizers compared", "compare", data)
+        with whole_file(args.output, "w") as file:
+            file.write(page)
+        print(f"{args.output}: {len(found)} texts, {len(tokenizers)} tokenizers", flush=True)
+        return
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    print("\n\n".join(table(args.tokenizer, one, colour=colour) for one in found), flush=True)
 
 
-def compare(paths: list[str], text: str, **switches: bool | None) -> str:
-    """A table: one row a word of `text`, one column a tokenizer with its pieces, and their number at the foot."""
-    words = [match.span() for match in re.finditer(r"\S+", text)]
-    columns = [["", *(text[start:end] for start, end in words), "pieces"]]
-    for path in paths:
-        found = load_tokenizer(path, **switches).encode(text)
-        pieces = [(piece, end - 1) for piece, (_, end) in zip(found.tokens, found.offsets, strict=True) if end]
-        cells = [" ".join(piece for piece, at in pieces if start <= at < end) for start, end in words]
-        columns.append([str(path), *cells, str(len(pieces))])
-    widths = [max(map(len, column)) for column in columns]
-    rows = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in zip(*columns, strict=True)]
-    return "\n".join(rows)
+class Piece(NamedTuple):
+    """A piece as it is compared."""
+
+    text: str
+    id: int
+    unknown: bool
+
+
+class Comparison(NamedTuple):
+    """One text as several tokenizers see it."""
+
+    words: list[str]
+    """What stands between spaces; all of a text without any visible character."""
+    pieces: list[list[list[Piece]]]
+    """Of each tokenizer, of each word: its pieces, no [CLS] and [SEP] added."""
+
+
+def compare(tokenizers: list[Tokenizer], text: str) -> Comparison:
+    """The words of `text`, and the pieces that each tokenizer makes of them.
+
+    A piece belongs to the word of its last character, and a space, such as a lone `▁`, to the word behind it.
+    """
+    words = list(re.finditer(r"\S+|^\s*$", text))
+    ends = [word.end() for word in words]
+    rows = []
+    for tokenizer in tokenizers:
+        row: list[list[Piece]] = [[] for _ in words]
+        found = tokenizer.encode(text)
+        for piece, index, (start, end) in list(zip(found.tokens, found.ids, found.offsets, strict=True))[1:-1]:
+            place = bisect.bisect_right(ends, max(start, end - 1))
+            row[min(place, len(words) - 1)].append(Piece(piece, index, index == tokenizer.unk_id))
+        rows.append(row)
+    return Comparison([word[0].strip() for word in words], rows)
+
+
+def table(names: list[str], found: Comparison, *, colour: bool = False) -> str:
+    """One row a word, one column a tokenizer with its pieces, and their number at the foot.
+
+    `colour` paints the pieces for a terminal: without its escapes the text is the same.
+    """
+    paint = _paint if colour else lambda piece, _: piece.text
+    columns = [[(word, word) for word in ("", *found.words, "pieces")]]  # (text, what is printed)
+    for name, row in zip(names, found.pieces, strict=True):
+        texts = [" ".join(piece.text for piece in cell) for cell in row]
+        painted = [" ".join(map(paint, cell, itertools.cycle(_SHADES))) for cell in row]
+        count = str(sum(map(len, row)))
+        columns.append([(name, name), *zip(texts, painted, strict=True), (count, count)])
+    widths = [max(len(text) for text, _ in column) for column in columns]
+    lines = []
+    for row in zip(*columns, strict=True):
+        cells = (shown + " " * (width - len(text)) for (text, shown), width in zip(row, widths, strict=True))
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _paint(piece: Piece, shade: str) -> str:
+    return f"{_UNKNOWN if piece.unknown else shade}{piece.text}\x1b[0m"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -82,9 +147,10 @@ def _parser() -> argparse.ArgumentParser:
     encode = _command(commands, "encode", _run_encode, "lines on standard input to JSON lines")
     encode.add_argument("--tokenizer", required=True, help="folder, vocab.txt, tokenizer.json or .model")
     encode.add_argument("--pair", action="store_true", help="a line is text, TAB, second text")
-    table = _command(commands, "compare", _run_compare, "pieces of one text, side by side")
-    table.add_argument("--tokenizer", nargs="+", required=True, help="folders, vocab.txt, tokenizer.json or .model")
-    table.add_argument("--text", required=True)
+    compared = _command(commands, "compare", _run_compare, "pieces of texts, side by side")
+    compared.add_argument("--tokenizer", nargs="+", required=True, help="folders, vocab.txt, tokenizer.json or .model")
+    compared.add_argument("--text", action="append", required=True, help="may be given several times")
+    compared.add_argument("--output", help="page to write (.html), instead of a table on standard output")
     return parser
 
 

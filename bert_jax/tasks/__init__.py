@@ -151,7 +151,10 @@ def cut_note(count: int, what: str, length: int) -> str:
 def encode(
     config: ModelConfig, params: Params, batch: Batch, dropout_key: jax.Array | None = None, *, all_layers: bool = False
 ) -> jax.Array:
-    """Contextual vectors [B, S, D] of a batch's tokens; no key, no dropout. `all_layers`: [L + 1, B, S, D]."""
+    """Contextual vectors [B, S, D] of a batch's tokens; no key, no dropout. `all_layers`: [L + 1, B, S, D].
+
+    A batch with `embedded` [B, S, D] is one whose tokens are embedded already.
+    """
     separate = "layers" not in params
     encoder = Encoder(config, deterministic=dropout_key is None, all_layers=all_layers, separate=separate)
     return encoder.apply(
@@ -160,6 +163,7 @@ def encode(
         batch["token_type_ids"],
         batch["position_ids"],
         batch["segment_ids"],
+        batch.get("embedded"),
         rngs=None if dropout_key is None else {"dropout": dropout_key},
     )
 
