@@ -314,14 +314,22 @@ def _sheltered_start() -> Iterator[None]:
 
     A spawned process runs the main module again: that of training would load JAX, and a user's script needs a guard.
     """
-    main = sys.modules["__main__"]
+    main, came = sys.modules["__main__"], []
+    handling = threading.current_thread() is threading.main_thread()
     sys.modules["__main__"] = types.ModuleType("__main__")
+    # The mask is what the process inherits. Here another thread may get the signal, which the handler then puts off:
+    # else the process would be left with half of what it is to read.
+    before = signal.signal(signal.SIGINT, lambda *args: came.append(args)) if handling else None
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         sys.modules["__main__"] = main
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if handling:
+            signal.signal(signal.SIGINT, before or signal.SIG_DFL)
+        if came and callable(before):
+            before(*came[0])
 
 
 @contextlib.contextmanager
