@@ -1,6 +1,6 @@
 """Buckets (`gs://…`, `s3://…`): what is read of them is fetched into the user's cache, what a run writes is carried up.
 
-Through `epath`. Only checkpoints are written to a bucket directly, by Orbax. And files that are written whole.
+Through `epath`. Only checkpoints are written to a bucket directly, by Orbax. Also, of disks, files that appear whole.
 """
 
 import contextlib

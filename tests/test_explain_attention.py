@@ -214,6 +214,7 @@ BAD_USE = {
     "an empty text": (["--text", " "], DataError, "text: no words in ' '; give some text"),
     "an empty pair": (["--text", "a value", "--text-b", ""], DataError, "pair: no words in ''"),
     "a folder for the page": (["--text", "x", "--output", "."], ConfigError, "--output .: a folder; name a file"),
+    "a page in the image's place": (["--text", "x", "--png", "./view.html"], ConfigError, "the page goes there"),
     "a folder for the image": (["--text", "x", "--png", "."], ConfigError, "--png .: a folder; name a file"),
 }
 

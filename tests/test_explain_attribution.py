@@ -337,6 +337,7 @@ def test_questions_and_pairs_by_the_command(bert, heads, tmp_path):
 BAD_USE = {
     "no page": (["--text", "x", "--output", "w.json"], ConfigError, "name a page, such as words.html"),
     "no folder": (["--text", "x", "--output", "absent/w.html"], ConfigError, "no such folder"),
+    "its own input": (["--input", "w.json", "--output", "w.html"], ConfigError, "w.json would be overwritten"),
     "no context": (["--question", "x"], ConfigError, "--question needs --context"),
     "a kind of a question": (["--question", "x", "--context", "y", "--kind", "tag"], ConfigError, "leave it out"),
     "an answer without question": (["--text", "x", "--kind", "answer"], ConfigError, "give --question"),
@@ -380,7 +381,9 @@ def test_wrong_use_from_python_is_told(bert, heads):
         (bert, ["x"], {"kind": "label"}, ConfigError, "none of classify, tag"),
         (tagger, ["x", "y"], {}, ConfigError, "tag reads one"),
         (tagger, [" "], {}, DataError, "no word in ' '"),
+        (bert, ["x"], {"steps": 0}, ConfigError, "steps: 0"),
         (tagger, ["a value"], {"word": 2}, ConfigError, "the text has 2 words, numbered from 0"),
+        (tagger, ["a value"], {"word": -1}, ConfigError, "the text has 2 words, numbered from 0"),
         (answerer, ["x"], {}, ConfigError, "give --question and --context"),
         (answerer, ["x"], {"kind": "answer"}, ConfigError, "needs a context"),
         (answerer, ["x", "y"], {"kind": "answer", "target": "y"}, ConfigError, "the best one"),

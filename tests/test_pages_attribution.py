@@ -66,6 +66,7 @@ def test_a_row_has_the_fields_columns(page):
     second = page.locator("#rows tr").nth(1).locator("td")
     assert "not the true label" in second.nth(1).inner_text()
     assert "more steps" not in second.nth(4).inner_text()
+    assert "only this part" not in page.locator("#rows").inner_text()  # none of them was cut
     assert "more steps" in page.locator("#rows tr").nth(2).locator("td").nth(4).inner_text()
     assert "64 steps, baseline pad" in page.locator("#facts").inner_text()
 

@@ -25,8 +25,7 @@ if TYPE_CHECKING:  # JAX is imported when a model is: `--help` answers at once
     from bert_jax.data.tokenizer_model import Tokenizer
     from bert_jax.tasks import Batch, Params
 
-# Half of the attention: no two patterns with different targets can both be above it, and Clark et al. (2019, section
-# 3.1) call a head by a pattern from there on.
+# Half of the attention. Of two places only one can have more; of few words a bag of words may, beside a place.
 THRESHOLD = 0.5
 MIXED = "mixed"
 TOP = 5  # heads of a pattern that the command prints
@@ -268,6 +267,8 @@ def run(args: argparse.Namespace) -> int:
     for option, path in (("--output", args.output), ("--png", args.png)):
         if path and os.path.isdir(path):
             raise ConfigError(f"{option} {path}: a folder; name a file")
+    if args.png and os.path.realpath(args.png) == os.path.realpath(args.output):
+        raise ConfigError(f"--png {args.png}: the page goes there; name another file")
     if args.png:
         _need_matplotlib()
     from bert_jax.bert import load

@@ -110,10 +110,13 @@ def attribute(
       baseline: pad ([PAD] in the place of all words, as in Captum's tutorials), mask ([MASK]), or zero embeddings.
       report: called with how many points of `steps` + 2 are done.
 
-    Raises ConfigError on a head, label or word that is not there, DataError on a text with nothing to explain.
+    Raises ConfigError on a head, label or word that is not there, DataError on a text without the word or [MASK] that
+    is asked for. A text without any word has a label, too: all of it then rests on [CLS] and [SEP].
     """
     from bert_jax.explain import gradients, targets
 
+    if steps < 1:
+        raise ConfigError(f"steps: {steps}, but the integral needs 1 or more")
     if baseline not in BASELINES:
         raise ConfigError(f"baseline: {baseline!r} is none of {', '.join(BASELINES)}")
     kind = choose_kind(bert.params, kind)
@@ -298,7 +301,10 @@ def check(args: argparse.Namespace) -> str:
         raise ConfigError("--text-b goes with --text; in a table name --text-pair-column")
     if args.true_label is not None and args.input:
         raise ConfigError("--true-label goes with one text; in a table name --label-column")
-    return f"{stem}.json"
+    beside = f"{stem}.json"
+    if args.input and os.path.realpath(args.input) in map(os.path.realpath, (args.output, beside)):
+        raise ConfigError(f"--output {args.output}: {args.input} would be overwritten, since {beside} is written, too")
+    return beside
 
 
 def check_labels(args: argparse.Namespace, kind: str, bert: "Bert") -> None:
@@ -381,6 +387,8 @@ def page_row(asked: Asked, found: Attribution) -> dict[str, Any]:
         "delta": _short(found.delta),
         "value": _short(found.value),
         "baseline": _short(found.baseline_value),
+        "loose": is_loose(found),
+        "cut": found.cut,
         "items": items,
     }
 

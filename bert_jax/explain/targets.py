@@ -105,7 +105,7 @@ def _only_one_text(pair: str | None, kind: str) -> None:
 
 
 def _numbered(word: int, count: int, what: str) -> int:
-    if word >= count:
+    if not 0 <= word < count:
         raise ConfigError(f"word: {word}, but the text has {count} {what}, numbered from 0")
     return word
 
