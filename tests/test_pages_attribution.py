@@ -24,7 +24,7 @@ def explained(text, scores, *, target="positive", probability=0.93, delta=0.001)
 
 def write(path, rows):
     facts = {"kind": "classify", "steps": 64, "baseline": "pad", "model": "the/model", "texts": len(rows)}
-    path.write_text(render("Word importance", "attribution", facts | {"rows": rows}), encoding="utf-8")
+    path.write_text(render("Word importance", "attribution", facts | {"judged": True, "rows": rows}), encoding="utf-8")
     return path
 
 

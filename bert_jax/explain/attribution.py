@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bert_jax.config import TaskConfig
+from bert_jax.config import PROBLEMS, TaskConfig
 from bert_jax.data.tables import ENDINGS, iterate_examples
 from bert_jax.errors import ConfigError, DataError
 from bert_jax.explain.words import merge
@@ -270,6 +270,7 @@ def run(args: argparse.Namespace) -> int:
             raise DataError(f"{args.input}: no text in it")
         lines.write("\n]\n")
         facts = {"kind": kind, "steps": args.steps, "baseline": args.baseline, "model": args.model, "texts": done}
+        facts["judged"] = bert.problem == PROBLEMS[0]  # of several labels one that is explained can be one of the true
         page.write(render("Word importance", "attribution", facts | {"rows": rows}))
     progress.close()
     if cut:
