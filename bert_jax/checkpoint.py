@@ -91,13 +91,14 @@ def read_manifest(folder: str) -> Manifest:
 
 def verify(folder: str) -> Manifest:
     """Compares every file of a step with its digest; raises CheckpointError naming the first that differs."""
-    manifest = read_manifest(folder)
-    for name, entry in manifest.files.items():
-        path = storage.place(folder) / name
-        if not path.is_file():
-            raise CheckpointError(f"{path}: missing")
-        if path.stat().length != entry["bytes"] or _digest(path) != entry["sha256"]:
-            raise CheckpointError(f"{path}: not what was written (size or sha256 differs)")
+    with storage.reached(folder):
+        manifest = read_manifest(folder)
+        for name, entry in manifest.files.items():
+            path = storage.place(folder) / name
+            if not path.is_file():
+                raise CheckpointError(f"{path}: missing")
+            if path.stat().length != entry["bytes"] or _digest(path) != entry["sha256"]:
+                raise CheckpointError(f"{path}: not what was written (size or sha256 differs)")
     return manifest
 
 
@@ -275,7 +276,8 @@ def _storage(folder: str) -> Iterator[None]:
     """Orbax tells of a full disk by ValueError or RuntimeError; this makes it a StorageError."""
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # it would show the traceback of what is raised here anyway
     try:
-        yield
+        with storage.reached(folder):
+            yield
     except (OSError, ValueError, RuntimeError) as error:
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # each of its unfinished writes would log a traceback
         warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)  # nor did the rest begin

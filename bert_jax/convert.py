@@ -334,8 +334,10 @@ def _fetched(path: str) -> str:
         return path
     with storage.reached(path):
         place = storage.place(path)
-        if newest := checkpoint.steps(checkpoint.checkpoints_folder(path))[:1]:
-            wanted = ("model", "tokenizer", f"checkpoints/{newest[0]}")
+        folder = checkpoint.checkpoints_folder(path)
+        if steps := checkpoint.steps(folder):
+            finished = (n for n in steps if (storage.place(folder) / str(n) / checkpoint.MANIFEST).exists())
+            wanted = ("model", "tokenizer", f"checkpoints/{next(finished, steps[0])}")
             wanted = [f"{path}/{name}" for name in wanted if (place / name).exists()]
         elif (place / checkpoint.MANIFEST).exists():
             wanted = [path, f"{path.rsplit('/', 2)[0]}/tokenizer"]

@@ -82,7 +82,7 @@ class Clock:
         yield
         self._excluded += time.perf_counter() - began
 
-    def lap(self) -> "Lap":
+    def lap(self) -> Lap:
         """What was counted in the interval; begins the next one."""
         seconds = max(time.perf_counter() - self._began - self._excluded, 1e-9)
         found = Lap(seconds, self.waited, self.tokens, self.examples)

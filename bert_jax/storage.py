@@ -36,12 +36,14 @@ def place(path: str | os.PathLike) -> "epath.Path":
 
 @contextlib.contextmanager
 def reached(path: str | os.PathLike) -> Iterator[None]:
-    """Makes one StorageError of whatever a bucket's client throws."""
+    """Makes one StorageError of whatever a bucket's client throws; what goes wrong on disks stays what it is."""
     try:
         yield
     except BertJaxError:
         raise
     except Exception as error:  # TensorFlow's, fsspec's and the operating system's have no common ancestor
+        if not is_remote(path):
+            raise
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise StorageError(f"{path}: the bucket cannot be read or written ({reason})") from error
 
@@ -67,8 +69,8 @@ def size_and_time(path: str) -> tuple[int, int]:
 def fetch(path: str | os.PathLike, *, leave: frozenset[str] = frozenset()) -> str:
     """A file or folder of a bucket, copied into the cache unless it is there already; other paths as they are.
 
-    A file is taken to be the same while size and time are. `leave` are names in the folder that stay. Raises
-    StorageError.
+    A file is taken to be the same while size and time are. `leave` are names in the folder that are not fetched, nor
+    removed here. Raises StorageError.
     """
     if not is_remote(path):
         return os.fspath(path)
@@ -83,7 +85,8 @@ def fetch(path: str | os.PathLike, *, leave: frozenset[str] = frozenset()) -> st
         for name in wanted:
             _fetch_file(os.fspath(source / name), target / name)
         for old in [file for file in target.rglob("*") if file.is_file()]:
-            if old.relative_to(target).as_posix() not in wanted:
+            name = old.relative_to(target)
+            if name.as_posix() not in wanted and name.parts[0] not in leave:
                 old.unlink(missing_ok=True)
     return str(target)
 

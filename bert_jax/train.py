@@ -250,10 +250,11 @@ def first_step(folder: str, resume: str) -> int | None:
 
     if resume == "never" and checkpoint.steps(folder):
         raise ConfigError(f"--resume never: {folder} holds checkpoints; take another --workdir or remove it")
-    start = checkpoint.newest_whole(folder, warn=say)
-    if resume == "must" and start is None:
-        raise checkpoint.CheckpointError(f"--resume must: {folder} holds no checkpoint")
-    checkpoint.set_aside(folder, -1 if start is None else start)
+    with storage.reached(folder):
+        start = checkpoint.newest_whole(folder, warn=say)
+        if resume == "must" and start is None:
+            raise checkpoint.CheckpointError(f"--resume must: {folder} holds no checkpoint")
+        checkpoint.set_aside(folder, -1 if start is None else start)
     return start
 
 
@@ -366,6 +367,8 @@ def run(config: Config, workdir: str, bucket: str, mesh: Any, resume: str, began
     def carry_up() -> None:
         if bucket and first:
             storage.carry(workdir, bucket, leave=storage.CHECKPOINTS)
+        elif bucket:  # of the others their logs
+            storage.carry(os.path.join(workdir, "hosts"), f"{bucket}/hosts")
 
     start = hosts.from_first(lambda: first_step(folder, resume))
 

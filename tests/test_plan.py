@@ -73,6 +73,11 @@ def test_a_report_adds_up():
     # A base model: six times its matrix parameters for each token, and a little for attention and heads.
     assert 1 < found["model_flops_per_chip"] / (6 * 85e6 * 64 * 128) < 1.3
     assert "does not fit" not in plan.describe(found).lower()
+    # The same rows a chip on 16 times as many: the ring grows from 7/8 of its bytes to 127/128, compute does not.
+    shares = {one["chips"]: one["efficiency"] for one in found["weak_scaling"]}
+    slow = 2 * 440e6 / (2 * 50e9)
+    assert shares[8] == pytest.approx([0.040 / (0.040 + slow * 7 / 8), 1])
+    assert shares[128] == pytest.approx([0.040 / (0.040 + slow * 127 / 128), 1])
     large = whole._replace(peak=40 * 2**30, arguments=10**9)
     found = plan.report_of(config, "v5e:2x4", plan.CHIPS["v5e"], {"data": 8, "fsdp": 1, "tensor": 1}, large, None)
     assert not found["fits"] and "--optimizer.accumulate 4" in found["would_fit"]

@@ -52,7 +52,6 @@ def test_a_folder_is_fetched_once_and_follows_the_bucket(bucket, monkeypatch):
     monkeypatch.setattr(shutil, "copyfileobj", lambda *args: copies.append(args))
     storage.fetch("gs://b/f")
     assert not copies
-    monkeypatch.undo()
 
 
 def test_what_changes_in_the_bucket_is_fetched_again(bucket):
@@ -64,6 +63,17 @@ def test_what_changes_in_the_bucket_is_fetched_again(bucket):
     (bucket / "f" / "b.txt").unlink()
     here = storage.fetch("gs://b/f")
     assert {name: path.read_text() for name, path in storage.files(epath.Path(here))} == {"a.txt": "other"}
+
+
+def test_what_stays_here_is_not_removed(bucket):
+    (bucket / "f").mkdir()
+    (bucket / "f" / "a.txt").write_text("one")
+    here = storage.cached("gs://b/f")
+    here.mkdir(parents=True)
+    (here / "lock").write_text("")
+    (here / "old.txt").write_text("")
+    storage.fetch("gs://b/f", leave=frozenset({"lock"}))
+    assert sorted(os.listdir(here)) == ["a.txt", "lock"]
 
 
 def test_globs_and_folders_name_files(bucket):
@@ -115,6 +125,7 @@ def test_rows_of_a_bucket_are_those_of_a_file(bucket, corpus, tokenizer_folder, 
     for file in (tmp_path / "p").iterdir():
         if file.is_file() and file.name != prepare.MANIFEST:
             assert file.read_bytes() == (bucket / "p" / file.name).read_bytes()
+    assert not (bucket / "p.parts").exists()
     with pytest.raises(ConfigError, match="gs://b/p is there already"):
         prepare.main(["--input", "gs://b/text/*.txt", *remote, *common])
     with pytest.raises(DataError, match="no such file"):

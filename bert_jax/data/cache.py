@@ -20,7 +20,7 @@ _TEXT_SETTINGS = ("text_field", "documents")
 
 def is_prepared(path: str) -> bool:
     """Whether `path` is a folder of prepared rows rather than raw text."""
-    with storage.reached(path) if storage.is_remote(path) else contextlib.nullcontext():
+    with storage.reached(path):
         return (storage.place(path) / prepare.MANIFEST).is_file()
 
 

@@ -745,7 +745,8 @@ def main(argv: Sequence[str]) -> int:
 def staged(output: str, *, parts: bool) -> Iterator[Path]:
     """Where `output` is made: a bucket's in the cache, from where it, or its parts, is carried up when it is whole.
 
-    With `parts` those that are in the bucket are fetched first. Raises ConfigError where the bucket has it already.
+    With `parts` those that are in the bucket are fetched first, and go from there when they are joined. Raises
+    ConfigError where the bucket has it already.
     """
     if not storage.is_remote(output):
         yield Path(output).absolute()
@@ -760,8 +761,12 @@ def staged(output: str, *, parts: bool) -> Iterator[Path]:
         storage.fetch(theirs)
     yield here
     if here.is_dir():
-        storage.carry(here, output)
+        storage.carry(here, output, leave=frozenset({MANIFEST}))
+        storage.carry(here, output)  # the manifest last: what has one is whole
         shutil.rmtree(here)
+        with storage.reached(theirs):
+            if parts:
+                storage.place(theirs).rmtree()
     elif parts_folder(here).is_dir():
         storage.carry(parts_folder(here), theirs)
 
