@@ -9,10 +9,56 @@ program, and counts as model FLOPs those of our step of the same rows: masked po
 """
 
 import argparse
-import math
+import dataclasses
+from pathlib import Path
+from typing import Any
 
 from bert_jax import plan
-from bert_jax.config import Config, DataConfig, ModelConfig, TrainConfig
+from bert_jax.command import load_config
+from bert_jax.config import Config
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+NAMES = ("input_ids", "attention_mask", "token_type_ids", "position_ids")  # in the order that the module takes them
+
+
+def reference(config: Config) -> tuple[Any, Any]:
+    """Its parameters' init, (key) -> tree, and its training step, for a model of our configuration's sizes."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+    from transformers import BertConfig, FlaxBertForPreTraining
+
+    model, length = config.model, config.data.max_seq_len
+    sizes = BertConfig(
+        hidden_size=model.hidden_size,
+        num_hidden_layers=model.num_layers,
+        num_attention_heads=model.num_heads,
+        intermediate_size=model.mlp_dim,
+    )
+    module = FlaxBertForPreTraining(sizes, dtype=jnp.bfloat16, _do_init=False).module
+    optimizer = optax.adamw(1e-4, weight_decay=0.01)
+    fixed = {"head_mask": None, "return_dict": False}
+
+    def init(key: jax.Array) -> tuple[dict, tuple]:
+        ids = jnp.zeros((1, length), jnp.int32)
+        params = module.init({"params": key, "dropout": key}, **dict.fromkeys(NAMES, ids), **fixed)["params"]
+        return params, optimizer.init(params)
+
+    def loss(params: dict, batch: dict, key: jax.Array) -> jax.Array:
+        inputs = {name: batch[name] for name in NAMES}
+        scores = module.apply({"params": params}, **inputs, **fixed, deterministic=False, rngs={"dropout": key})
+        words, sentence = (
+            optax.softmax_cross_entropy_with_integer_labels(part.astype(jnp.float32), batch[name])
+            for part, name in zip(scores, ("labels", "is_random"), strict=True)
+        )
+        return (words * batch["weights"]).sum() / batch["weights"].sum() + sentence.mean()
+
+    def step(state: tuple[dict, tuple], batch: dict, seed: jax.Array) -> tuple:
+        value, grads = jax.value_and_grad(loss)(state[0], batch, jax.random.key(seed))
+        updates, opt_state = optimizer.update(grads, state[1], state[0])
+        return (optax.apply_updates(state[0], updates), opt_state), value
+
+    return init, step
 
 
 def main() -> None:
@@ -29,61 +75,30 @@ def main() -> None:
     import jax
     import jax.numpy as jnp
     import numpy as np
-    import optax
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
-    from transformers import BertConfig, FlaxBertForPreTraining
-
-    sizes = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
-    model = FlaxBertForPreTraining(BertConfig(**sizes if args.large else {}), dtype=jnp.bfloat16, _do_init=False)
-    mesh = Mesh(np.array(devices), ("data",))
-    whole, split = (NamedSharding(mesh, spec) for spec in (PartitionSpec(), PartitionSpec("data")))
-    optimizer = optax.adamw(1e-4, weight_decay=0.01)
-    ids = jnp.zeros((1, args.length), jnp.int32)
-
-    def init(key: jax.Array) -> dict:
-        inputs = {"token_type_ids": ids, "position_ids": ids, "head_mask": None, "return_dict": False}
-        return model.module.init({"params": key, "dropout": key}, ids, ids, **inputs)["params"]
-
-    def loss(params: dict, batch: dict, key: jax.Array) -> jax.Array:
-        keys = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
-        words, next_sentence = model.module.apply(
-            {"params": params},
-            *(batch[name] for name in keys),
-            head_mask=None,
-            deterministic=False,
-            return_dict=False,
-            rngs={"dropout": key},
-        )
-        masked = optax.softmax_cross_entropy_with_integer_labels(words.astype(jnp.float32), batch["labels"])
-        nsp = optax.softmax_cross_entropy_with_integer_labels(next_sentence.astype(jnp.float32), batch["is_random"])
-        return (masked * batch["weights"]).sum() / batch["weights"].sum() + nsp.mean()
-
-    def step(params: dict, opt_state: tuple, batch: dict, seed: jax.Array) -> tuple:
-        value, grads = jax.value_and_grad(loss)(params, batch, jax.random.key(seed))
-        updates, opt_state = optimizer.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, value
-
-    def placed(tree: object, sharding: NamedSharding) -> object:
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
 
     rows = args.rows * len(devices)
-    params = jax.eval_shape(init, jax.eval_shape(lambda: jax.random.key(0)))
-    names = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "labels")
-    batch = {name: jax.ShapeDtypeStruct((rows, args.length), jnp.int32) for name in names}
+    config = load_config(str(CONFIGS / f"pretrain_{'large' if args.large else 'base'}.py"))
+    config = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, max_seq_len=args.length),
+        optimizer=dataclasses.replace(config.optimizer, accumulate=1),
+        train=dataclasses.replace(config.train, global_batch_size=rows),
+    )
+    init, step = reference(config)
+    mesh = Mesh(np.array(devices), ("data",))
+
+    def placed(tree: Any, spec: PartitionSpec) -> Any:
+        sharding = NamedSharding(mesh, spec)
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+
+    batch = {name: jax.ShapeDtypeStruct((rows, args.length), jnp.int32) for name in (*NAMES, "labels")}
     batch["weights"] = jax.ShapeDtypeStruct((rows, args.length), jnp.float32)
     batch["is_random"] = jax.ShapeDtypeStruct((rows,), jnp.int32)
-    state = placed(params, whole), placed(jax.eval_shape(optimizer.init, params), whole)
-    seed = placed(jax.ShapeDtypeStruct((), jnp.int32), whole)
-    jitted = jax.jit(step, donate_argnums=(0, 1))
-    compiled = plan.compile_for(jitted, mesh, *state, placed(batch, split), seed)
-    ours = {name.replace("num_hidden_", "num_"): size for name, size in sizes.items()} if args.large else {}
-    ours = {name.replace("attention_", "").replace("intermediate_size", "mlp_dim"): ours[name] for name in ours}
-    config = Config(
-        model=ModelConfig(**ours),
-        data=DataConfig(max_seq_len=args.length),
-        train=TrainConfig(global_batch_size=rows),
-    )
-    assert math.prod(mesh.devices.shape) == len(devices)
+    state = placed(jax.eval_shape(lambda: init(jax.random.key(0))), PartitionSpec())
+    seed = placed(jax.ShapeDtypeStruct((), jnp.int32), PartitionSpec())
+    jitted = jax.jit(step, donate_argnums=0)
+    compiled = plan.compile_for(jitted, mesh, state, placed(batch, PartitionSpec("data")), seed)
     print(plan.describe(plan.report_of(config, args.topology, chip, {"data": len(devices)}, compiled, None)))
 
 

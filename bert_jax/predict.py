@@ -13,7 +13,7 @@ from bert_jax.config import TaskConfig
 from bert_jax.data.tables import ENDINGS, iterate_examples
 from bert_jax.errors import CommandParser, ConfigError, DataError, run_command
 from bert_jax.process import keep_memory
-from bert_jax.storage import whole_file
+from bert_jax.storage import check_output, whole_file
 
 if TYPE_CHECKING:
     from bert_jax.bert import Bert, Text
@@ -172,8 +172,8 @@ def write_vectors(
 def main(argv: list[str]) -> int:
     """JSON lines to stdout; to `--output` the same, or a NumPy file (embed), or SQuAD's predictions (answer)."""
     args = parse(argv)
-    if args.output and os.path.isdir(args.output):
-        raise ConfigError(f"--output {args.output}: a folder; name a file")
+    if args.output:
+        check_output("--output", args.output)
     if args.command == "answer" and (args.question is None) != (args.context is None):
         raise ConfigError("answer: --question needs --context, and --input has its own")
     keep_memory()

@@ -162,6 +162,14 @@ def _split_glob(pattern: str) -> tuple[str, str]:
     return (pattern[: found.start()].rstrip("/"), pattern[found.start() :]) if found else (pattern, "")
 
 
+def check_output(option: str, path: str) -> None:
+    """Raises ConfigError where `path`, the value of `option`, is no place for a file: told before any work."""
+    if os.path.isdir(path):
+        raise ConfigError(f"{option} {path}: a folder; name a file")
+    if not os.path.isdir(os.path.dirname(path) or "."):
+        raise ConfigError(f"{option} {path}: no such folder; make it, or name another")
+
+
 @contextlib.contextmanager
 def whole_file(path: str, mode: str) -> Iterator[IO]:
     """A file that gets its name when all is written, and goes when something fails; a pipe or device is written to."""

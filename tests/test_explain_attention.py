@@ -115,7 +115,9 @@ def test_maps_of_a_text_are_cut_back_to_it(bert, capsys):
             maps(bert, text, pair)
 
 
-def test_asking_for_maps_leaves_the_training_step_as_it_is(small_config, bert):
+def test_the_training_step_keeps_and_returns_no_maps(small_config, bert):
+    """Neither before nor after maps are asked for: it gives the state and sums, and what maps need is no part of it."""
+
     def program():
         config = dataclasses.replace(small_config, model=bert.config)
         optimizer = build_optimizer(config.optimizer, config.train.num_steps, config.model.num_layers)
@@ -123,10 +125,14 @@ def test_asking_for_maps_leaves_the_training_step_as_it_is(small_config, bert):
         mesh = make_mesh(config.mesh)
         with jax.set_mesh(mesh):
             step = jit_step(objective, optimizer, seed=0, accumulate=1)
-            return step.lower(abstract_state(objective, optimizer, mesh), pretrain.batch_shapes(config)).as_text()
+            state = abstract_state(objective, optimizer, mesh)
+            lowered = step.lower(state, pretrain.batch_shapes(config))
+        after, metrics = lowered.out_info
+        assert jax.tree.structure(after) == jax.tree.structure(state)
+        assert all(leaf.shape == () for leaf in jax.tree.leaves(metrics))
+        return lowered.as_text()
 
     before = program()
-    assert len(before) > 10_000
     maps(bert, TEXT)
     assert program() == before
 
@@ -213,6 +219,7 @@ BAD_USE = {
     "no text": ([], ConfigError, "--text"),
     "an empty text": (["--text", " "], DataError, "text: no words in ' '; give some text"),
     "an empty pair": (["--text", "a value", "--text-b", ""], DataError, "pair: no words in ''"),
+    "no folder": (["--text", "x", "--output", "absent/v.html"], ConfigError, "absent/v.html: no such folder"),
     "a folder for the page": (["--text", "x", "--output", "."], ConfigError, "--output .: a folder; name a file"),
     "a page in the image's place": (["--text", "x", "--png", "./view.html"], ConfigError, "the page goes there"),
     "a folder for the image": (["--text", "x", "--png", "."], ConfigError, "--png .: a folder; name a file"),

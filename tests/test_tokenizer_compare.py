@@ -85,7 +85,8 @@ def test_no_colour_where_it_is_not_wanted(monkeypatch, capsys, paths):
 def test_bad_output_is_one_line(tmp_path, paths):
     command = [sys.executable, "-m", "bert_jax.data.tokenizer", "compare", "--tokenizer", *paths, "--text", "fora"]
     done = subprocess.run([*command, "--output", tmp_path / "no" / "x.html"], capture_output=True, text=True)
-    assert done.returncode == 5 and done.stdout == "" and re.fullmatch(r"bert_jax: error: .*x\.html.*\n", done.stderr)
+    assert done.returncode == 2 and done.stdout == ""
+    assert re.fullmatch(r"bert_jax: error: --output .*x\.html: no such folder; .*\n", done.stderr)
 
 
 def test_page(tmp_path, capsys, paths, opened):

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from bert_jax.data.tokenizer_model import KINDS, Tokenizer, load_tokenizer, publish
 from bert_jax.errors import CommandParser, ConfigError, DataError, run_command
 from bert_jax.page import render
-from bert_jax.storage import whole_file
+from bert_jax.storage import check_output, whole_file
 
 # Black on light blue and light orange by turns, white on dark red: each says both, so any terminal's ground will do.
 _SHADES = ("\x1b[38;5;16;48;5;153m", "\x1b[38;5;16;48;5;223m")
@@ -59,6 +59,8 @@ def _run_encode(args: argparse.Namespace) -> None:
 
 
 def _run_compare(args: argparse.Namespace) -> None:
+    if args.output:
+        check_output("--output", args.output)
     switches = {"lowercase": args.lowercase, "strip_accents": args.strip_accents}
     tokenizers = [load_tokenizer(path, **switches) for path in args.tokenizer]
     found = [compare(tokenizers, text) for text in args.text]

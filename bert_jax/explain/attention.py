@@ -5,6 +5,7 @@ Shapes: L layers, B batch, N heads, S sequence, H head_dim. Layers and heads are
 
 import argparse
 import base64
+import dataclasses
 import math
 import os
 from typing import IO, TYPE_CHECKING, NamedTuple
@@ -16,7 +17,7 @@ from bert_jax.data.features import PREDICT_LENGTHS, Features, collate, padded, t
 from bert_jax.errors import ConfigError, DataError
 from bert_jax.page import render
 from bert_jax.progress import say
-from bert_jax.storage import whole_file
+from bert_jax.storage import check_output, whole_file
 
 if TYPE_CHECKING:  # JAX is imported when a model is: `--help` answers at once
     import jax
@@ -50,6 +51,8 @@ class Maps(NamedTuple):
     """float32 [L, N, S, H]."""
     key: np.ndarray
     """float32 [L, N, S, H]; probabilities are softmax(query key^T / sqrt(H))."""
+    cut: int = 0
+    """Pieces that the model does not read, and `tokens` leaves out."""
 
 
 class Patterns(NamedTuple):
@@ -106,10 +109,11 @@ def maps(bert: "Bert", text: str, pair: str | None = None) -> Maps:
         say(f"note: the text is cut to the {longest} pieces that the model reads; {features.cut:,} are left out")
     ids, type_ids = features.ids[0], features.type_ids[0]
     batch = collate(features, np.array([0]), bert.tokenizer.pad_id, padded(len(ids), PREDICT_LENGTHS, longest))
-    found = jax.jit(attention_maps, static_argnums=0)(bert.config, bert.params, batch)
+    config = dataclasses.replace(bert.config, dtype="float32")  # what bfloat16 rounds away is not the model's
+    found = jax.jit(attention_maps, static_argnums=0)(config, bert.params, batch)
     probabilities, query, key = (np.asarray(part)[:, 0, :, : len(ids)] for part in found)
     tokens = [bert.tokenizer.id_to_token(index) for index in ids.tolist()]
-    return Maps(tokens, type_ids, special, probabilities[..., : len(ids)], query, key)
+    return Maps(tokens, type_ids, special, probabilities[..., : len(ids)], query, key, features.cut)
 
 
 def _featurize(tokenizer: "Tokenizer", text: str, pair: str | None, longest: int) -> tuple[Features, np.ndarray]:
@@ -132,7 +136,7 @@ def _featurize(tokenizer: "Tokenizer", text: str, pair: str | None, longest: int
 # Patterns
 
 
-def targets(found: Maps) -> dict[str, np.ndarray]:
+def pattern_targets(found: Maps) -> dict[str, np.ndarray]:
     """pattern -> float [S, S], the most of each token's attention that the pattern accounts for at each place.
 
     A pattern with a place, or a few, accounts for all that lies there: the next or previous token ([CLS] and [SEP]
@@ -165,7 +169,7 @@ def patterns(found: Maps) -> Patterns:
         name: np.stack(
             [np.minimum(layer[:, words], target[words]).sum(-1).mean(-1) for layer in found.probabilities]
         )  # [L, N]
-        for name, target in targets(found).items()
+        for name, target in pattern_targets(found).items()
     }
     known = np.array(list(scores))
     every = np.stack(list(scores.values()))  # [patterns, L, N]
@@ -193,11 +197,13 @@ def page(found: Maps, known: Patterns, model: str, given: list[str]) -> str:
     """The page with head view, model view, neuron view and patterns, whole; it names the model and the given texts."""
     _, heads, _, size = found.query.shape
     bits = min(MOST_BITS, max(LEAST_BITS, 8 * PAGE_BYTES // (2 * found.query.size)))
-    packed, errors = zip(*(_pack(*layer, bits) for layer in zip(*found[3:], strict=True)), strict=True)
+    layers = zip(found.probabilities, found.query, found.key, strict=True)
+    packed, errors = zip(*(_pack(*layer, bits) for layer in layers), strict=True)
     data = {
         "model": model,
         "given": given,
         "tokens": found.tokens,
+        "cut": found.cut,
         "types": found.type_ids.tolist(),
         "heads": heads,
         "head_dim": size,
@@ -265,8 +271,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints the heads of each pattern; writes the page and, where it is named, the image."""
     for option, path in (("--output", args.output), ("--png", args.png)):
-        if path and os.path.isdir(path):
-            raise ConfigError(f"{option} {path}: a folder; name a file")
+        if path:
+            check_output(option, path)
     if args.png and os.path.realpath(args.png) == os.path.realpath(args.output):
         raise ConfigError(f"--png {args.png}: the page goes there; name another file")
     if args.png:

@@ -19,7 +19,7 @@ from bert_jax.explain.words import merge
 from bert_jax.page import render
 from bert_jax.predict import input_texts
 from bert_jax.progress import Progress, say
-from bert_jax.storage import whole_file
+from bert_jax.storage import check_output, whole_file
 
 if TYPE_CHECKING:
     from bert_jax.bert import Bert, Text
@@ -69,7 +69,7 @@ class Attribution(NamedTuple):
     """All that the model reads, in its order: words and special pieces."""
     prediction: str
     probability: float | None
-    """Of the prediction; None for a number."""
+    """Of the prediction; None for a number, and for several labels."""
     target: str
     """What the score is for: a label, an answer, a piece."""
     about: str
@@ -288,10 +288,9 @@ def run(args: argparse.Namespace) -> int:
 def check(args: argparse.Namespace) -> str:
     """Where the JSON goes. Raises ConfigError on arguments that do not belong together."""
     stem, ending = os.path.splitext(args.output)
-    if ending.lower() not in (".html", ".htm") or os.path.isdir(args.output):
+    check_output("--output", args.output)
+    if ending.lower() not in (".html", ".htm"):
         raise ConfigError(f"--output {args.output}: name a page, such as words.html; its numbers go to .json beside it")
-    if not os.path.isdir(os.path.dirname(args.output) or "."):
-        raise ConfigError(f"--output {args.output}: no such folder")
     if (args.question is None) != (args.context is None):
         raise ConfigError("--question needs --context, and --context a --question")
     if args.question is not None and args.kind not in (None, "answer"):
@@ -310,7 +309,7 @@ def check(args: argparse.Namespace) -> str:
 
 def check_labels(args: argparse.Namespace, kind: str, bert: "Bert") -> None:
     """Raises ConfigError on a --true-label that the model does not know, where it knows them all."""
-    known = kind in ("classify", "tag") and bert.problem != "regression"
+    known = kind in ("classify", "tag") and bert.problem == PROBLEMS[0]
     if args.true_label is not None and known and args.true_label not in bert.labels:
         raise ConfigError(f"--true-label {args.true_label}: the model's labels are {', '.join(bert.labels)}")
 
@@ -356,8 +355,7 @@ def record(asked: Asked, found: Attribution, settings: dict[str, Any]) -> dict[s
             {"word": word.word, "score": _short(word.score), "start": word.start, "end": word.end, "text": word.side}
             for word in found.words
         ],
-        "special": [{"piece": piece.piece, "score": _short(piece.score)} for piece in found.pieces if piece.special],
-        "pieces": [{"piece": piece.piece, "score": _short(piece.score)} for piece in found.pieces],
+        "pieces": [piece._asdict() | {"score": _short(piece.score)} for piece in found.pieces],
     }
 
 

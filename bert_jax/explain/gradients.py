@@ -44,10 +44,10 @@ def target_scores(
     if kind == "answer":
         scores = squad.logits(config, params, batch)
         return scores[:, first, 0] + scores[:, second, 1]
-    return masked_scores(config, params, batch, first)[:, second]
+    return piece_logits(config, params, batch, first)[:, second]
 
 
-def masked_scores(config: ModelConfig, params: Params, batch: Batch, position: jax.Array) -> jax.Array:
+def piece_logits(config: ModelConfig, params: Params, batch: Batch, position: jax.Array) -> jax.Array:
     """Logits [B, V] of the pieces at one position."""
     return pretrain.masked_lm_logits(config, params, encode(config, params, batch)[:, position])
 

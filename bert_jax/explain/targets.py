@@ -17,7 +17,7 @@ from bert_jax.config import PROBLEMS, ModelConfig, did_you_mean
 from bert_jax.data.features import TRAIN_LENGTHS, Features, collate, padded, truncate_pair
 from bert_jax.data.tokenizer_model import Piece, Tokenizer
 from bert_jax.errors import ConfigError, DataError
-from bert_jax.explain.gradients import masked_scores
+from bert_jax.explain.gradients import piece_logits
 from bert_jax.tasks import Batch, classify, ner, squad
 
 
@@ -126,9 +126,10 @@ def of_label(bert: Bert, text: str, pair: str | None, target: str | None, word: 
         said, probability = f"{scores[number]:.4g}", None
     else:
         number = best if target is None else _label_number(target, bert.labels)
-        said = bert.labels[best]
-        several = bert.problem == PROBLEMS[1]
-        probability = float(1 / (1 + np.exp(-scores[best]))) if several else float(softmax(scores)[best])
+        said, probability = bert.labels[best], float(softmax(scores)[best])
+        if bert.problem == PROBLEMS[1]:  # each label for itself, as `Bert.classify` says it
+            above = [name for name, score in zip(bert.labels, scores, strict=True) if score > 0]
+            said, probability = ", ".join(above) or "(none)", None
     return Target(reading, (0, number), range(0), bert.labels[number], "", said, probability)
 
 
@@ -225,7 +226,7 @@ def of_mask(bert: Bert, text: str, pair: str | None, target: str | None, word: i
     first = max(0, min(chosen - room // 2, len(pieces) - room))
     reading = _assemble(tokenizer, (text,), [pieces[first : first + room]], len(pieces) > room)
     place = chosen - first + 1
-    scores = _scores(masked_scores, bert, reading, place)[: tokenizer.vocab_size]
+    scores = _scores(piece_logits, bert, reading, place)[: tokenizer.vocab_size]
     best = int(scores.argmax())
     number = best if target is None else _piece_number(target, tokenizer)
     said, name = tokenizer.id_to_token(best), tokenizer.id_to_token(number)
