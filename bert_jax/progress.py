@@ -38,12 +38,14 @@ class Progress:
         self.label, self.total, self.unit = label, total, unit
         self.done = self._start = start
         self._began = self._shown = time.monotonic()
+        self._first: tuple[int, float] | None = None  # what was done, and when, at the first update
         self._terminal = _log is None and sys.stderr.isatty()
         self._every = 0.2 if self._terminal else every
 
     def update(self, done: int, note: str = "") -> None:
         """Sets how much is done; prints only when enough time has passed."""
         self.done = done
+        self._first = self._first or (done, time.monotonic())
         if time.monotonic() - self._shown >= self._every:
             self._show(note)
 
@@ -53,14 +55,17 @@ class Progress:
 
     def _show(self, note: str, end: str = "") -> None:
         self._shown = time.monotonic()
-        elapsed = max(self._shown - self._began, 1e-9)
-        rate = (self.done - self._start) / elapsed
+        elapsed = self._shown - self._began
+        # Before the first update lies what is done once, such as compiling: it says nothing of the time left.
+        before, since = (self._start, self._began) if end or not self._first else self._first
+        rate = (self.done - before) / max(self._shown - since, 1e-9)
         text = f"{self.label}: {self.done:,}"
         if self.total:
             text += f"/{self.total:,} {self.unit} ({100 * self.done / self.total:.0f} %)"
         else:
             text += f" {self.unit}"
-        text += f", {rate:,.4g} {self.unit}/s, {format_seconds(elapsed)}"
+        text += f", {rate:,.4g} {self.unit}/s" if rate else ""
+        text += f", {format_seconds(elapsed)}"
         if self.total and rate > 0 and not end:
             text += f", {format_seconds((self.total - self.done) / rate)} left"
         if note:

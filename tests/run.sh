@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Sets up and passes the tests. PYTHON=python3.12 and VENV=dir are honoured; arguments go on to pytest (-k packing).
+# Sets up and passes the tests, a file on each core. PYTHON=python3.12 and VENV=dir are honoured; arguments go on to
+# pytest (-k packing; -n 0 for one process).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/environment.sh
 install_extras test
 "$VENV/bin/ruff" check .
 "$VENV/bin/ruff" format --check .
-exec "$VENV/bin/python" -m pytest "$@"
+exec "$VENV/bin/python" -m pytest -n auto --dist loadfile "$@"

@@ -344,6 +344,7 @@ BAD_USE = {
     "an answer without question": (["--text", "x", "--kind", "answer"], ConfigError, "give --question"),
     "a second text of a table": (["--input", "t.csv", "--text-b", "x"], ConfigError, "--text-pair-column"),
     "a true label of a table": (["--input", "t.csv", "--true-label", "x"], ConfigError, "--label-column"),
+    "a column of a text": (["--text", "x", "--text-column", "x"], ConfigError, "--text-column goes with --input"),
     "no steps": (["--text", "x", "--steps", "0"], ConfigError, "must be 1 or more"),
     "no such file": (["--input", "absent.csv"], DataError, "absent.csv: no such file"),
     "no such column": (["--input", "t.csv", "--label-column", "labels"], DataError, "no column 'labels'"),
@@ -351,6 +352,7 @@ BAD_USE = {
     "a column of no table": (["--input", "t.txt", "--label-column", "x"], ConfigError, "a column is of tables"),
     "no such label": (["--text", "x", "--target", "god"], ConfigError, r"labels bad, good \(did you mean good"),
     "no such true label": (["--text", "x", "--true-label", "god"], ConfigError, "labels are bad, good"),
+    "no such label in a table": (["--input", "g.csv"], DataError, r"g.csv: line 3: label 'god': .* did you mean good"),
     "a word of a text's label": (["--text", "x", "--word", "1"], ConfigError, "the label is of the whole text"),
     "no head for words": (["--text", "x", "--kind", "tag"], ConfigError, "tag: the model has no tagger"),
     "no head for answers": (["--question", "x", "--context", "y"], ConfigError, "answer: the model has no span_head"),
@@ -365,6 +367,7 @@ def test_bad_use_is_one_line(bert, tmp_path, monkeypatch, fault):
     words, kind, message = BAD_USE[fault]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "t.csv").write_text("text,label\nx,good\n")
+    (tmp_path / "g.csv").write_text("text,label\nx,good\ny,god\n")
     (tmp_path / "empty.csv").write_text("text,label\n")
     (tmp_path / "t.txt").write_text("x\n")
     before = sorted(tmp_path.iterdir())

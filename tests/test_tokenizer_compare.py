@@ -73,6 +73,19 @@ def test_colour_tells_pieces_apart_and_changes_no_text(monkeypatch, paths):
     assert len(unknown) == 1 and not unknown & {second[0], second[2]}
 
 
+def test_columns_stand_below_each_other(monkeypatch, paths):
+    """Whatever is in a text: wide characters, accents of their own, what would steer the terminal."""
+    shown = printed(monkeypatch, paths, "fora 日本 e\u0301 \x1b[31m \u202ea \udc80", NO_COLOR="1")
+    head, *rows = shown.splitlines()
+    assert head.split() == ["whole", "parts"]  # the ends of long paths
+    assert {r"\x1b[31m", r"\u202ea", r"\udc80"} <= set(shown.split()) and not {"\x1b", "\u202e"} & set(shown)
+    for row in rows:
+        left = row[: row.index("  ")]
+        columns = sum(0 if c == "\u0301" else 2 if c in "日本" else 1 for c in left)
+        place = next(place for place in range(len(left), len(row)) if row[place] != " ")
+        assert place - len(left) + columns == head.index("whole")
+
+
 def test_no_colour_where_it_is_not_wanted(monkeypatch, capsys, paths):
     for environment in ({"NO_COLOR": "1"}, {"TERM": "dumb"}):
         assert "\x1b" not in printed(monkeypatch, paths, TEXT, **environment)
@@ -95,7 +108,7 @@ def test_page(tmp_path, capsys, paths, opened):
     assert capsys.readouterr().out == f"{output}: 2 texts, 2 tokenizers\n"
 
     page = opened(output)
-    assert page.title() == "Tokenizers compared"
+    assert page.title().startswith("Tokenizers compared: Café fora <script>") and len(page.title()) <= 100
     assert page.locator("section").count() == 2
     words = page.locator("section").first.locator(".band thead th").all_inner_texts()
     assert words == TEXT.split()

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import sys
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from bert_jax.storage import check_output, whole_file
 # Black on light blue and light orange by turns, white on dark red: each says both, so any terminal's ground will do.
 _SHADES = ("\x1b[38;5;16;48;5;153m", "\x1b[38;5;16;48;5;223m")
 _UNKNOWN = "\x1b[1;38;5;231;48;5;124m"
+_UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # Unicode's control, format and half characters, line and paragraph ends
 
 
 def _run_train(args: argparse.Namespace) -> None:
@@ -66,7 +68,7 @@ def _run_compare(args: argparse.Namespace) -> None:
     found = [compare(tokenizers, text) for text in args.text]
     if args.output:
         data = {"tokenizers": args.tokenizer, "texts": [one._asdict() for one in found]}
-        page = render("Tokenizers compared", "compare", data)
+        page = render(f"Tokenizers compared: {' / '.join(args.text)}", "compare", data)
         with whole_file(args.output, "w") as file:
             file.write(page)
         print(f"{args.output}: {len(found)} texts, {len(tokenizers)} tokenizers", flush=True)
@@ -116,22 +118,48 @@ def table(names: list[str], found: Comparison, *, colour: bool = False) -> str:
     `colour` paints the pieces for a terminal: without its escapes the text is the same.
     """
     paint = _paint if colour else lambda piece, _: piece.text
-    columns = [[(word, word) for word in ("", *found.words, "pieces")]]  # (text, what is printed)
-    for name, row in zip(names, found.pieces, strict=True):
-        texts = [" ".join(piece.text for piece in cell) for cell in row]
-        painted = [" ".join(map(paint, cell, itertools.cycle(_SHADES))) for cell in row]
+    columns = [[(word, word) for word in ("", *map(_printable, found.words), "pieces")]]  # (text, what is printed)
+    for name, row in zip(_short(names), found.pieces, strict=True):
+        cells = [[piece._replace(text=_printable(piece.text)) for piece in cell] for cell in row]
+        texts = [" ".join(piece.text for piece in cell) for cell in cells]
+        painted = [" ".join(map(paint, cell, itertools.cycle(_SHADES))) for cell in cells]
         count = str(sum(map(len, row)))
         columns.append([(name, name), *zip(texts, painted, strict=True), (count, count)])
-    widths = [max(len(text) for text, _ in column) for column in columns]
+    widths = [max(_width(text) for text, _ in column) for column in columns]
     lines = []
     for row in zip(*columns, strict=True):
-        cells = (shown + " " * (width - len(text)) for (text, shown), width in zip(row, widths, strict=True))
+        cells = (shown + " " * (width - _width(text)) for (text, shown), width in zip(row, widths, strict=True))
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
 
 
 def _paint(piece: Piece, shade: str) -> str:
     return f"{_UNKNOWN if piece.unknown else shade}{piece.text}\x1b[0m"
+
+
+def _short(paths: list[str]) -> list[str]:
+    """The ends of paths, no longer than it takes to tell them apart."""
+    parts = [Path(path).parts for path in paths]
+    for count in range(1, max(map(len, parts))):
+        ends = ["/".join(part[-count:]) for part in parts]
+        if len(set(ends)) == len(set(paths)):
+            return ends
+    return paths
+
+
+def _printable(text: str) -> str:
+    """`text` with what would steer a terminal, or not show, as escapes."""
+    return "".join(
+        repr(character)[1:-1] if unicodedata.category(character) in _UNSEEN else character for character in text
+    )
+
+
+def _width(text: str) -> int:
+    """Columns that `text` takes on a terminal: East Asian wide characters take two, accents that combine none."""
+    return sum(
+        0 if unicodedata.combining(character) else 1 + (unicodedata.east_asian_width(character) in "WF")
+        for character in text
+    )
 
 
 def _parser() -> argparse.ArgumentParser:

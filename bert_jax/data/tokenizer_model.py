@@ -105,15 +105,15 @@ class Tokenizer:
         names; further special pieces of the vocabulary, such as markers of entities, are pieces."""
         return self._backend.batch(texts)
 
-    def pieces(self, text: str) -> list["Piece"]:
-        """(piece, id, (start, end) in `text`) of a text; no special pieces added, and a literal "[SEP]" is text."""
-        return self._backend.spans(text, literal=True)
+    def pieces(self, text: str, *, special: bool = False) -> list["Piece"]:
+        """(piece, id, (start, end) in `text`) of a text; none added. A literal "[MASK]" is text, or `special`."""
+        return self._backend.spans(text, literal=not special)
 
     def encode(self, text: str, pair: str | None = None) -> Encoding:
         """`[CLS] text [SEP]`, or `[CLS] text [SEP] pair [SEP]`; a literal "[MASK]" is the special piece."""
         cls, sep = ((self.names[role], self._id_of[self.names[role]], (0, 0)) for role in ("cls", "sep"))
-        first = [cls, *self._backend.spans(text, literal=False), sep]
-        second = [] if pair is None else [*self._backend.spans(pair, literal=False), sep]
+        first = [cls, *self.pieces(text, special=True), sep]
+        second = [] if pair is None else [*self.pieces(pair, special=True), sep]
         tokens, ids, offsets = map(list, zip(*first, *second, strict=True))
         return Encoding(tokens, ids, [0] * len(first) + [1] * len(second), offsets)
 

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from bert_jax.config import ModelConfig
-from bert_jax.data.features import PREDICT_LENGTHS, Features, collate, padded, truncate_pair
+from bert_jax.data.features import PREDICT_LENGTHS, Features, collate, padded
 from bert_jax.errors import ConfigError, DataError
 from bert_jax.page import render
 from bert_jax.progress import say
@@ -23,7 +23,6 @@ if TYPE_CHECKING:  # JAX is imported when a model is: `--help` answers at once
     import jax
 
     from bert_jax.bert import Bert
-    from bert_jax.data.tokenizer_model import Tokenizer
     from bert_jax.tasks import Batch, Params
 
 # Half of the attention. Of two places only one can have more; of few words a bag of words may, beside a place.
@@ -103,34 +102,25 @@ def maps(bert: "Bert", text: str, pair: str | None = None) -> Maps:
     """
     import jax
 
-    longest = bert.config.max_position_embeddings
-    features, special = _featurize(bert.tokenizer, text, pair, longest)
-    if features.cut:
-        say(f"note: the text is cut to the {longest} pieces that the model reads; {features.cut:,} are left out")
-    ids, type_ids = features.ids[0], features.type_ids[0]
-    batch = collate(features, np.array([0]), bert.tokenizer.pad_id, padded(len(ids), PREDICT_LENGTHS, longest))
+    from bert_jax.explain.reading import read
+
+    tokenizer, longest = bert.tokenizer, bert.config.max_position_embeddings
+    texts = (text,) if pair is None else (text, pair)
+    pieces = [tokenizer.pieces(given, special=True) for given in texts]
+    for name, given, some in zip(("text", "pair"), texts, pieces, strict=False):
+        if not some:
+            raise DataError(f"{name}: no words in {given!r}; give some text")
+    reading = read(tokenizer, texts, pieces, longest)
+    size, cut = len(reading.ids), reading.left_out
+    if cut:
+        say(f"note: the text is cut to the {longest} pieces that the model reads; {cut:,} are left out")
+    features = Features([reading.ids], [reading.sides])
+    batch = collate(features, np.array([0]), tokenizer.pad_id, padded(size, PREDICT_LENGTHS, longest))
     config = dataclasses.replace(bert.config, dtype="float32")  # what bfloat16 rounds away is not the model's
     found = jax.jit(attention_maps, static_argnums=0)(config, bert.params, batch)
-    probabilities, query, key = (np.asarray(part)[:, 0, :, : len(ids)] for part in found)
-    tokens = [bert.tokenizer.id_to_token(index) for index in ids.tolist()]
-    return Maps(tokens, type_ids, special, probabilities[..., : len(ids)], query, key, features.cut)
-
-
-def _featurize(tokenizer: "Tokenizer", text: str, pair: str | None, longest: int) -> tuple[Features, np.ndarray]:
-    """The text or pair as features, whose `cut` counts pieces, and bool [S] of the pieces added around it."""
-    ids, type_ids = tokenizer.encode(text, pair)[1:3]
-    end = type_ids.count(0)
-    whole = ids[1 : end - 1], ids[end:-1]
-    for name, given, pieces in (("text", text, whole[0]), ("pair", pair, whole[1])):
-        if given is not None and not pieces:
-            raise DataError(f"{name}: no words in {given!r}; give some text")
-    first, second = truncate_pair(*whole, longest - (2 if pair is None else 3))
-    tail = [] if pair is None else [*second, tokenizer.sep_id]
-    special = np.zeros(len(first) + 2 + len(tail), bool)
-    special[[0, len(first) + 1, -1]] = True
-    shown = np.array([tokenizer.cls_id, *first, tokenizer.sep_id, *tail], np.int32)
-    types = np.array([0] * (len(first) + 2) + [1] * len(tail), np.int32)
-    return Features([shown], [types], cut=len(ids) - len(shown)), special
+    probabilities, query, key = (np.asarray(part)[:, 0, :, :size] for part in found)
+    special = np.array([span is None for span in reading.spans])
+    return Maps(reading.tokens, reading.sides, special, probabilities[..., :size], query, key, cut)
 
 
 # Patterns
@@ -214,7 +204,7 @@ def page(found: Maps, known: Patterns, model: str, given: list[str]) -> str:
         "scores": np.stack(list(known.scores.values()), -1).round(4).tolist(),
         "names": known.names,
     }
-    return render("Attention", "attention", data)
+    return render(f"Attention: {' / '.join(given)}", "attention", data)
 
 
 def _pack(probabilities: np.ndarray, query: np.ndarray, key: np.ndarray, bits: int) -> tuple[str, float]:

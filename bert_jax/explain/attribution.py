@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bert_jax.config import PROBLEMS, TaskConfig
+from bert_jax.config import PROBLEMS, TaskConfig, did_you_mean
 from bert_jax.data.tables import ENDINGS, iterate_examples
 from bert_jax.errors import ConfigError, DataError
 from bert_jax.explain.words import merge
@@ -185,7 +185,7 @@ def collect(asked: "Target", found: "Integral") -> Attribution:
         found.value,
         found.baseline_value,
         total - (found.value - found.baseline_value),
-        reading.cut,
+        reading.left_out > 0,
     )
 
 
@@ -204,6 +204,8 @@ class Asked(NamedTuple):
     text: str
     pair: str | None
     true_label: str | None
+    where: str = ""
+    """File and line, of a table."""
 
 
 def _count(text: str) -> int:
@@ -227,9 +229,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text-b", help="the second text, of a model of pairs")
     parser.add_argument("--context", help="the text that --question is about")
     parser.add_argument("--true-label", help="the label of --text, for the page")
-    parser.add_argument("--text-column", default="text", help="column of the text (default: text)")
-    parser.add_argument("--text-pair-column", default="", help="column of the second text")
-    parser.add_argument("--label-column", help="column of the true label (default: label, if there is one)")
+    parser.add_argument("--text-column", help="of a table: column of the text (default: text)")
+    parser.add_argument("--text-pair-column", help="of a table: column of the second text")
+    parser.add_argument("--label-column", help="of a table: column of the true label (default: label, if there is one)")
     parser.add_argument("--kind", choices=KINDS, help="which head is asked, where the model has several")
     parser.add_argument("--target", help="label, or piece at the [MASK], to explain (default: what is predicted)")
     parser.add_argument("--word", type=_place, help="number from 0 of the word, or the [MASK], to explain")
@@ -248,7 +250,9 @@ def run(args: argparse.Namespace) -> int:
 
     bert = load(args.model)
     kind = choose_kind(bert.params, "answer" if args.question is not None else args.kind)
-    check_labels(args, kind, bert)
+    known = bert.labels if kind in ("classify", "tag") and bert.problem == PROBLEMS[0] else None
+    for asked in () if is_pipe else asked_of(args):
+        check_label(asked, known)
     settings = {"kind": kind, "target": args.target, "word": args.word, "steps": args.steps, "baseline": args.baseline}
     # Of one text, which may be long, the points are counted.
     progress = Progress("attribution", *((count, "texts") if args.input else (args.steps + 2, "points")))
@@ -256,6 +260,7 @@ def run(args: argparse.Namespace) -> int:
     rows, errors, cut, done = [], [], 0, 0
     with whole_file(args.output, "w") as page, whole_file(beside, "w") as lines:
         for done, asked in enumerate(asked_of(args), 1):
+            check_label(asked, known)
             found = attribute(bert, asked.text, asked.pair, **settings, **watch)
             line = json.dumps(record(asked, found, settings), ensure_ascii=False)
             lines.write(f"{'[' if done == 1 else ','}\n{line}")
@@ -271,7 +276,7 @@ def run(args: argparse.Namespace) -> int:
         lines.write("\n]\n")
         facts = {"kind": kind, "steps": args.steps, "baseline": args.baseline, "model": args.model, "texts": done}
         facts["judged"] = bert.problem == PROBLEMS[0]  # of several labels one that is explained can be one of the true
-        page.write(render("Word importance", "attribution", facts | {"rows": rows}))
+        page.write(render(f"Word importance: {args.model}", "attribution", facts | {"rows": rows}))
     progress.close()
     if cut:
         say(f"note: {cut:,} of the texts are longer than what the model reads at once; only that part is explained")
@@ -299,6 +304,9 @@ def check(args: argparse.Namespace) -> str:
         raise ConfigError("--kind answer: give --question and --context")
     if args.text_b is not None and args.text is None:
         raise ConfigError("--text-b goes with --text; in a table name --text-pair-column")
+    for option in ("text_column", "text_pair_column", "label_column"):
+        if getattr(args, option) is not None and not args.input:
+            raise ConfigError(f"--{option.replace('_', '-')} goes with --input")
     if args.true_label is not None and args.input:
         raise ConfigError("--true-label goes with one text; in a table name --label-column")
     beside = f"{stem}.json"
@@ -307,11 +315,15 @@ def check(args: argparse.Namespace) -> str:
     return beside
 
 
-def check_labels(args: argparse.Namespace, kind: str, bert: "Bert") -> None:
-    """Raises ConfigError on a --true-label that the model does not know, where it knows them all."""
-    known = kind in ("classify", "tag") and bert.problem == PROBLEMS[0]
-    if args.true_label is not None and known and args.true_label not in bert.labels:
-        raise ConfigError(f"--true-label {args.true_label}: the model's labels are {', '.join(bert.labels)}")
+def check_label(asked: Asked, known: tuple[str, ...] | None) -> None:
+    """Raises an error on a true label that is not among those of the model, where it has a list of them."""
+    label = asked.true_label
+    if label is None or known is None or label in known:
+        return
+    told = f"the model's labels are {', '.join(known)}{did_you_mean(label, known)}"
+    if asked.where:
+        raise DataError(f"{asked.where}: label {label!r}: {told}")
+    raise ConfigError(f"--true-label {label}: {told}")
 
 
 def asked_of(args: argparse.Namespace) -> Iterator[Asked]:
@@ -321,17 +333,20 @@ def asked_of(args: argparse.Namespace) -> Iterator[Asked]:
     elif args.text is not None:
         yield Asked(args.text, args.text_b, args.true_label)
     elif args.input.rsplit(".", 1)[-1].lower() in ENDINGS:
-        named = {"text_column": args.text_column, "text_pair_column": args.text_pair_column}
-        columns = TaskConfig(**named, label_column=args.label_column or "label")
+        columns = _columns(args)
         for example in iterate_examples(args.input, columns, labelled=bool(args.label_column)):
             label = ", ".join(example.label) if isinstance(example.label, tuple) else example.label
-            yield Asked(example.text, example.pair, label)
+            yield Asked(example.text, example.pair, label, f"{args.input}: line {example.line}")
     else:
-        columns = TaskConfig(text_column=args.text_column, text_pair_column=args.text_pair_column)
         if args.label_column:
             raise ConfigError(f"--input {args.input}: a column is of tables, whose names end in .csv, .tsv or .jsonl")
-        for text in input_texts(args.input, columns):
+        for text in input_texts(args.input, _columns(args)):
             yield Asked(text, None, None)
+
+
+def _columns(args: argparse.Namespace) -> TaskConfig:
+    named = {name: getattr(args, name) for name in ("text_column", "text_pair_column", "label_column")}
+    return TaskConfig(**{name: column for name, column in named.items() if column is not None})
 
 
 # What is written

@@ -1,4 +1,4 @@
-"""What attribution asks of a model: a text as the model reads it, and the score to be explained, for each kind of head.
+"""What attribution asks of a model: the row that it reads, and the score to be explained, for each kind of head.
 
 Shapes: S sequence, C labels.
 """
@@ -14,26 +14,12 @@ from scipy.special import softmax
 
 from bert_jax.bert import Bert
 from bert_jax.config import PROBLEMS, ModelConfig, did_you_mean
-from bert_jax.data.features import TRAIN_LENGTHS, Features, collate, padded, truncate_pair
-from bert_jax.data.tokenizer_model import Piece, Tokenizer
+from bert_jax.data.features import TRAIN_LENGTHS, Features, collate, padded
+from bert_jax.data.tokenizer_model import Tokenizer
 from bert_jax.errors import ConfigError, DataError
 from bert_jax.explain.gradients import piece_logits
+from bert_jax.explain.reading import Reading, assemble, read
 from bert_jax.tasks import Batch, classify, ner, squad
-
-
-class Reading(NamedTuple):
-    """One row of what the model reads: `[CLS] text [SEP]`, or `[CLS] text [SEP] second [SEP]`."""
-
-    texts: tuple[str, ...]
-    tokens: list[str]
-    ids: np.ndarray
-    """int32 [S]."""
-    sides: np.ndarray
-    """int32 [S], which of the texts a piece is of."""
-    spans: list[tuple[int, int] | None]
-    """The characters of each piece in its text; None for added special pieces."""
-    cut: bool
-    """Whether the texts have more pieces than the row shows."""
 
 
 class Target(NamedTuple):
@@ -73,16 +59,6 @@ def baseline_of(batch: Batch, tokenizer: Tokenizer, name: str) -> Batch | None:
     return batch | {"input_ids": np.where(np.isin(ids, kept) | (batch["segment_ids"] == 0), ids, empty)}
 
 
-def _assemble(tokenizer: Tokenizer, texts: tuple[str, ...], parts: list[list[Piece]], cut: bool) -> Reading:
-    cls, sep = ((tokenizer.id_to_token(index), index, None) for index in (tokenizer.cls_id, tokenizer.sep_id))
-    pieces, sides = [cls], [0]
-    for side, part in enumerate(parts):
-        pieces += [*part, sep]
-        sides += [side] * (len(part) + 1)
-    tokens, ids, spans = map(list, zip(*pieces, strict=True))
-    return Reading(texts, tokens, np.array(ids, np.int32), np.array(sides, np.int32), spans, cut)
-
-
 _compiled = functools.cache(lambda function: jax.jit(function, static_argnums=0))
 
 
@@ -114,11 +90,8 @@ def of_label(bert: Bert, text: str, pair: str | None, target: str | None, word: 
     """The logit of the label `target`, or of the likeliest one, or the number that a regression gives."""
     if word is not None:
         raise ConfigError("word: the label is of the whole text")
-    first, second = bert.tokenizer.pieces(text), [] if pair is None else bert.tokenizer.pieces(pair)
-    room = bert.config.max_position_embeddings - (2 if pair is None else 3)
-    texts, parts = ((text,), [first]) if pair is None else ((text, pair), [first, second])
-    parts = truncate_pair(first, second, room)[: len(parts)]
-    reading = _assemble(bert.tokenizer, texts, list(parts), sum(map(len, parts)) < len(first) + len(second))
+    texts = (text,) if pair is None else (text, pair)
+    reading = read(bert.tokenizer, texts, list(map(bert.tokenizer.pieces, texts)), bert.config.max_position_embeddings)
     scores = _scores(classify.logits, bert, reading)
     best = int(scores.argmax())
     if bert.problem == PROBLEMS[2]:
@@ -153,7 +126,7 @@ def of_word(bert: Bert, text: str, pair: str | None, target: str | None, word: i
             for number in range(first, last)
             for piece in pieces[begins[number] : begins[number + 1]][: longest - 2]
         ]
-        readings.append(_assemble(tokenizer, (text,), [part], len(part) < len(pieces)))
+        readings.append(assemble(tokenizer, (text,), [part], len(pieces)))
     scores = ner.decode(shown, [_scores(ner.logits, bert, reading) for reading in readings])[0]  # [words, C]
     said = [bert.labels[row.argmax()] for row in scores]
     chosen = next((place for place, label in enumerate(said) if label != "O"), 0) if word is None else word
@@ -186,7 +159,7 @@ def of_answer(bert: Bert, question: str, context: str | None, target: str | None
     shown = squad.featurize([question], [context], tokenizer, bert.config.max_position_embeddings)
     head = shown.begin[0]
     readings = [
-        _assemble(tokenizer, (question, context), [asked[: head - 2], told[first:last]], last - first < len(told))
+        assemble(tokenizer, (question, context), [asked[: head - 2], told[first:last]], len(asked) + len(told))
         for first, last in shown.ranges
     ]
     scores = [_scores(squad.logits, bert, reading) for reading in readings]  # [S, 2] each
@@ -216,15 +189,14 @@ def of_mask(bert: Bert, text: str, pair: str | None, target: str | None, word: i
     """
     _only_one_text(pair, "fill-mask")
     tokenizer, room = bert.tokenizer, bert.config.max_position_embeddings - 2
-    encoding = tokenizer.encode(text)
-    pieces = list(zip(encoding.tokens, encoding.ids, encoding.offsets, strict=True))[1:-1]
+    pieces = tokenizer.pieces(text, special=True)
     masks = [place for place, (_, index, _) in enumerate(pieces) if index == tokenizer.mask_id]
     mask = tokenizer.id_to_token(tokenizer.mask_id)
     if not masks:
         raise DataError(f"text: no {mask} in {text!r}")
     chosen = masks[_numbered(word or 0, len(masks), mask)]
     first = max(0, min(chosen - room // 2, len(pieces) - room))
-    reading = _assemble(tokenizer, (text,), [pieces[first : first + room]], len(pieces) > room)
+    reading = assemble(tokenizer, (text,), [pieces[first : first + room]], len(pieces))
     place = chosen - first + 1
     scores = _scores(piece_logits, bert, reading, place)[: tokenizer.vocab_size]
     best = int(scores.argmax())
