@@ -1,4 +1,4 @@
-"""What a compiled program says of itself in its text (XLA's HLO): how, and how much, its devices talk."""
+"""What a compiled program says of itself in its text (XLA's HLO): its cycles; how, and how much, its devices talk."""
 
 import itertools
 import math
@@ -12,6 +12,7 @@ _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) .*\{$")
 _BODY = re.compile(r"\bwhile\(.*\bbody=%?([\w.-]+)")
 _CALLS = re.compile(r"(?:calls|to_apply|called_computations)=\{?%?([\w.-]+)")
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
@@ -61,6 +62,20 @@ def collectives(text: str, mesh: dict[str, int]) -> list[Collective]:
         entry[0] += times
         entry[1] += times * size
     return [Collective(kind, axes, group, *entry) for (kind, axes, group), entry in sorted(found.items())]
+
+
+def cycles(text: str) -> int:
+    """The compiler's estimates of its operations, one after the other, those in a loop as often as it turns.
+
+    It makes none for random bits, collectives, kernels of others, and copies that run beside the computation.
+    """
+    trips, computation, total = loop_trips(text), "", 0
+    for line in text.splitlines():
+        if started := _COMPUTATION.match(line):
+            computation = started[1]
+        elif found := _CYCLES.search(line):
+            total += trips.get(computation, 1) * int(found[1])
+    return total
 
 
 def loop_trips(text: str) -> dict[str, int]:

@@ -113,6 +113,8 @@ class Chip(NamedTuple):
 
     flops: float
     """bfloat16, a second."""
+    cycle_flops: float
+    """The same in a cycle: twice the size of all its matrix units."""
     memory: float
     """Bytes."""
     bandwidth: float
@@ -124,10 +126,10 @@ class Chip(NamedTuple):
 
 
 CHIPS = {
-    "v4": Chip(275e12, 32 * 2**30, 1228e9, 50e9, {"chip_config_name": "megacore"}),
-    "v5e": Chip(197e12, 16 * 2**30, 819e9, 50e9, {}),
-    "v5p": Chip(459e12, 95 * 2**30, 2765e9, 100e9, {}),
-    "v6e": Chip(918e12, 32 * 2**30, 1640e9, 100e9, {}),
+    "v4": Chip(275e12, 2 * 8 * 128**2, 32 * 2**30, 1228e9, 50e9, {"chip_config_name": "megacore"}),
+    "v5e": Chip(197e12, 2 * 4 * 128**2, 16 * 2**30, 819e9, 50e9, {}),
+    "v5p": Chip(459e12, 2 * 8 * 128**2, 95 * 2**30, 2765e9, 100e9, {}),
+    "v6e": Chip(918e12, 2 * 4 * 256**2, 32 * 2**30, 1640e9, 100e9, {}),
 }
 SCALES = (8, 16, 32, 64, 128, 256)  # chips of `weak_scaling`
 KERNEL_LANES = 128  # a matrix unit is this wide: heads of 64 use half of it
@@ -155,8 +157,10 @@ class Compiled(NamedTuple):
     peak: int
     """Most bytes held at once."""
     flops: float
+    cycles: int
+    """Its estimate of each operation, added up."""
     optimal_seconds: float
-    """Its own estimate, without what it counts as -1 s for each operation it does not know."""
+    """Its estimate of the whole, without what it counts as -1 s for each operation it does not know."""
     unknown_operations: int
     traffic: float
     """Bytes between memory and chip, on-chip memory included."""
@@ -286,6 +290,7 @@ def compile_for(function: Any, mesh: Any, *arguments: Any) -> Compiled:
         temporaries=memory.temp_size_in_bytes,
         peak=memory.peak_memory_in_bytes,
         flops=cost.get("flops", 0.0),
+        cycles=hlo.cycles(text),
         optimal_seconds=optimal + unknown,
         unknown_operations=unknown,
         traffic=cost.get("bytes accessed", 0.0),
@@ -303,8 +308,9 @@ def report_of(
     chips, accumulate = math.prod(mesh.values()), config.optimizer.accumulate
     examples = max_examples_of(data.max_seq_len, data.pack)
     flops = step_flops(model, train.global_batch_size, data.max_seq_len, data.gather_width, examples) / chips
-    compute = whole.optimal_seconds + (accumulate - 1) * (micro.optimal_seconds if micro else 0.0)
-    compute += kernel_seconds(config, chip, chips) if whole.kernels else 0.0
+    optimal = whole.optimal_seconds + (accumulate - 1) * (micro.optimal_seconds if micro else 0.0)
+    kernels = kernel_seconds(config, chip, chips) if whole.kernels else 0.0
+    compute = sorted(value + kernels for value in (whole.cycles / (chip.flops / chip.cycle_flops), optimal))
     dimensions = sum(int(size) > 1 for size in topology.split(":")[1].split("x"))
     network = network_range(whole.collectives, chip, dimensions)
     seconds = step_range(compute, network)
@@ -338,7 +344,7 @@ def report_of(
         },
         "mfu": [flops / chip.flops / value for value in reversed(seconds)],
         "tokens_per_second": [tokens / value for value in reversed(seconds)],
-        "weak_scaling": weak_scaling(compute, whole.collectives, chip, chips, dimensions),
+        "weak_scaling": weak_scaling(compute[0], whole.collectives, chip, chips, dimensions),
         "steps": steps,
         "days": [steps * value / 86_400 for value in seconds] if steps else None,
         "chip_hours": [steps * value / 3600 * chips for value in seconds] if steps else None,
@@ -355,10 +361,10 @@ def kernel_seconds(config: Config, chip: Chip, chips: int) -> float:
     return model.num_layers * 7 * product / (chip.flops * used)
 
 
-def step_range(compute: float, network: list[float]) -> list[float]:
+def step_range(compute: list[float], network: list[float]) -> list[float]:
     """Seconds of a step: the network hidden behind the computation, or after it."""
-    fast, slow = network
-    return [max(compute, fast), compute + slow]
+    (least, most), (fast, slow) = compute, network
+    return [max(least, fast), most + slow]
 
 
 def network_range(collectives: list[hlo.Collective], chip: Chip, dimensions: int) -> list[float]:
@@ -378,7 +384,7 @@ def weak_scaling(
             one._replace(group=max(1, one.group * number // chips)) if "data" in one.axes.split("+") else one
             for one in collectives
         ]
-        seconds = step_range(compute, network_range(grown, chip, dimensions))
+        seconds = step_range([compute, compute], network_range(grown, chip, dimensions))
         found.append({"chips": number, "efficiency": [compute / value for value in reversed(seconds)]})
     return found
 
@@ -435,7 +441,7 @@ def describe(found: dict[str, Any]) -> str:
     if found["forced_rematerialization"]:
         lines.append(f"warning: the compiler says {FORCED!r}: it could not follow the shardings")
     lines += [
-        f"step: {ms(*seconds['step'])}, of which compute {ms(seconds['compute'])} (at the chip's peak "
+        f"step: {ms(*seconds['step'])}, of which compute {ms(*seconds['compute'])} (at the chip's peak "
         f"{ms(seconds['at_peak'])}), network {ms(*seconds['network'])}",
         f"MFU {found['mfu'][0]:.2f} to {found['mfu'][1]:.2f}; "
         f"{found['tokens_per_second'][0]:,.0f} to {found['tokens_per_second'][1]:,.0f} tokens a second",

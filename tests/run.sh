@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up and passes the tests, a file on each core. PYTHON=python3.12 and VENV=dir are honoured; arguments go on to
+# Sets up and passes the tests, on all cores. PYTHON=python3.12 and VENV=dir are honoured; arguments go on to
 # pytest (-k packing; -n 0 for one process).
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -7,4 +7,4 @@ cd "$(dirname "$0")/.."
 install_extras test
 "$VENV/bin/ruff" check .
 "$VENV/bin/ruff" format --check .
-exec "$VENV/bin/python" -m pytest -n auto --dist loadfile "$@"
+exec "$VENV/bin/python" -m pytest -n auto --dist worksteal "$@"

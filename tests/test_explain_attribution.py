@@ -352,7 +352,7 @@ BAD_USE = {
     "a column of no table": (["--input", "t.txt", "--label-column", "x"], ConfigError, "a column is of tables"),
     "no such label": (["--text", "x", "--target", "god"], ConfigError, r"labels bad, good \(did you mean good"),
     "no such true label": (["--text", "x", "--true-label", "god"], ConfigError, "labels are bad, good"),
-    "no such label in a table": (["--input", "g.csv"], DataError, r"g.csv: line 3: label 'god': .* did you mean good"),
+    "no such label in a table": (["--input", "g.csv"], DataError, r"g.csv: line 3: label 'god': .*did you mean good"),
     "a word of a text's label": (["--text", "x", "--word", "1"], ConfigError, "the label is of the whole text"),
     "no head for words": (["--text", "x", "--kind", "tag"], ConfigError, "tag: the model has no tagger"),
     "no head for answers": (["--question", "x", "--context", "y"], ConfigError, "answer: the model has no span_head"),

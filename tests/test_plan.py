@@ -42,8 +42,15 @@ def test_collectives_are_counted_with_their_axes_and_bytes():
     assert len(found) == 5
 
 
+def test_cycles_in_a_loop_count_as_often_as_it_turns():
+    estimate = ', backend_config={"window_config":{"estimated_cycles":"%d"}}'
+    text = PROGRAM.replace("dimensions={0}", "dimensions={0}" + estimate % 70)
+    text = text.replace("replica_groups={{0,2},{1,3},{4,6},{5,7}}", "replica_groups={{0,2}}" + estimate % 5)
+    assert hlo.cycles(PROGRAM) == 0 and hlo.cycles(text) == 3 * 70 + 5
+
+
 def test_ring_times():
-    chip = plan.Chip(flops=1, memory=1, bandwidth=1, link=10.0, options={})
+    chip = plan.Chip(flops=1, cycle_flops=1, memory=1, bandwidth=1, link=10.0, options={})
     reduce = Collective("all-reduce", "data", 8, 1, 800)
     assert plan.network_seconds([reduce], chip, 2) == pytest.approx(2 * 800 * 7 / 8 / 20)
     gather = Collective("all-gather", "fsdp", 4, 1, 800)
@@ -62,11 +69,12 @@ def test_a_report_adds_up():
         model=ModelConfig(), mesh=MeshConfig(), train=TrainConfig(global_batch_size=512, num_steps=1_000_000)
     )
     reduced = [Collective("all-reduce", "data", 8, 1, 440_000_000)]
-    whole = plan.Compiled(60.0, 10**9, 2 * 10**9, 3 * 10**9, 4e12, 0.040, 3, 1e10, reduced, 0, False)
+    cycles = round(0.040 * 197e12 / (2 * 4 * 128**2))  # of matrix units that each multiply and add once a cycle
+    whole = plan.Compiled(60.0, 10**9, 2 * 10**9, 3 * 10**9, 4e12, cycles, 0.050, 3, 1e10, reduced, 0, False)
     found = plan.report_of(config, "v5e:2x4", plan.CHIPS["v5e"], {"data": 8, "fsdp": 1, "tensor": 1}, whole, None)
     assert found["fits"] and found["would_fit"] == []
     low, high = found["seconds"]["step"]
-    assert low == 0.040 and high == pytest.approx(0.040 + 0.0077)
+    assert low == pytest.approx(0.040) and high == pytest.approx(0.050 + 0.0077)
     assert found["mfu"][0] == pytest.approx(found["model_flops_per_chip"] / 197e12 / high)
     assert found["days"][1] == pytest.approx(1e6 * high / 86_400)
     assert found["chip_hours"][0] == pytest.approx(8 * 1e6 * low / 3600)
