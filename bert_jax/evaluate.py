@@ -22,7 +22,7 @@ def evaluator(task: Task) -> Callable[[Params, Batch, Sums | None], tuple[Sums, 
 
     @jax.jit
     def evaluate_batch(params: Params, batch: Batch, before: Sums | None) -> tuple[Sums, Any]:
-        sums = task.sums(params, batch, None)
+        sums = task.objective.sums(params, batch, None)
         if before is not None:
             sums = jax.tree.map(lambda a, b: a + b, before, sums)
         outputs = task.outputs(params, batch) if task.outputs else None

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from bert_jax.errors import BertJaxError, ConfigError, PeerError
+from bert_jax.errors import BertJaxError, ConfigError, PeerError, StorageError
 from bert_jax.progress import say
 
 PORT = 8476  # where process 0 listens, unless the address says otherwise
@@ -24,6 +24,7 @@ GO = b"go"  # what process 0 answers when all are there
 SAY_EVERY = 10.0  # seconds between words of who is awaited
 MESSAGE_BYTES = 2048  # of what a process tells the others about its error
 SHUTDOWN_SECONDS = 30  # that a finished process waits for the others
+GOOGLE = "0x1ae0"  # of PCI vendors
 Result = TypeVar("Result")
 
 
@@ -115,9 +116,16 @@ def _number(name: str, text: str) -> int:
 
 def tpu_metadata() -> Callable[[str], str] | None:
     """Asks the metadata server for attributes, on a machine that has a TPU; elsewhere None."""
-    if not any(Path("/dev").glob("accel*")) and not Path("/dev/vfio/0").exists():
+    if os.environ.get("TPU_SKIP_MDS_QUERY") or not has_tpu():
         return None
     return metadata_of(os.environ.get("GCE_METADATA_IP", "metadata.google.internal"))
+
+
+def has_tpu(root: str = "/") -> bool:
+    """Whether there is a TPU: others' accelerators have the same names in `/dev`, Google's network cards its vendor."""
+    vendors = (path.read_text().strip() for path in Path(root).glob("sys/bus/pci/devices/*/vendor"))
+    there = any(Path(root).glob("dev/accel*")) or Path(root, "dev/vfio/0").exists()
+    return there and GOOGLE in vendors
 
 
 def metadata_of(host: str) -> Callable[[str], str]:
@@ -292,6 +300,11 @@ def together(function: Callable[[], Result]) -> Result:
         result = function()
     except BertJaxError as error:
         fault = error
+    except OSError as error:
+        fault = StorageError(f"{error.filename or 'storage'}: {error.strerror or error}")
+    except Exception as error:
+        fault = BertJaxError(f"{type(error).__name__}: {error}")
+        fault.__cause__ = error
     code = fault.exit_code if fault else 0
     said = np.frombuffer(str(fault or "").encode()[:MESSAGE_BYTES].ljust(MESSAGE_BYTES), np.uint8)
     codes, words = multihost_utils.process_allgather((np.array(code), said))
@@ -299,7 +312,8 @@ def together(function: Callable[[], Result]) -> Result:
         raise fault
     for index, (code, said) in enumerate(zip(codes.tolist(), words, strict=True)):
         if code:
-            kind = next(kind for kind in BertJaxError.__subclasses__() if kind.exit_code == code)
+            kinds = (kind for kind in BertJaxError.__subclasses__() if kind.exit_code == code)
+            kind = next(kinds, BertJaxError)
             raise kind(f"process {index}: {said.tobytes().decode(errors='replace').strip()}")
     return result
 

@@ -47,8 +47,12 @@ def decay_mask(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: decays(path_name(path)), params)
 
 
-def build_optimizer(config: OptimizerConfig, num_steps: int, num_layers: int) -> optax.GradientTransformation:
-    """clip -> Adam moments -> decoupled decay -> (LAMB trust ratio) -> layer-wise decay -> learning rate."""
+def build_optimizer(config: OptimizerConfig, num_layers: int) -> optax.GradientTransformation:
+    """clip -> Adam moments -> decoupled decay -> (LAMB trust ratio) -> layer-wise decay.
+
+    What comes out is times minus the learning rate in `train_step`, which is given that of each step: as a constant of
+    the program, each schedule would be compiled anew.
+    """
     pieces = []
     if config.clip_norm > 0:
         pieces.append(optax.clip_by_global_norm(config.clip_norm))
@@ -59,7 +63,6 @@ def build_optimizer(config: OptimizerConfig, num_steps: int, num_layers: int) ->
         pieces.append(scale_by_layer_trust_ratio())
     if config.layer_decay != 1.0:
         pieces.append(scale_by_depth(config.layer_decay, num_layers))
-    pieces.append(optax.scale_by_learning_rate(learning_rate_schedule(config, num_steps)))
     return optax.chain(*pieces)
 
 

@@ -141,7 +141,8 @@ ENVIRONMENT = {
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "TPU_MIN_LOG_LEVEL": "3",
+    "TPU_MIN_LOG_LEVEL": "0",  # FORCED is said as a warning, on the stderr that `captured_stderr` holds back
+    "TPU_STDERR_LOG_LEVEL": "0",
 }
 
 
@@ -184,8 +185,14 @@ def plan(config: Config, topology: str) -> dict[str, Any]:
     devices = topology_devices(topology, chip)
     mesh = make_mesh(config.mesh, devices)
     check_batch(config, mesh)
-    say(f"compiling {config.model.num_layers} layers for {len(devices)} chips; a minute or two")
-    whole = compile_step(config, mesh)
+    say(f"compiling {config.model.num_layers} layers for {len(devices)} chips; some minutes")
+    try:
+        whole = compile_step(config, mesh)
+    except jax.errors.JaxRuntimeError as error:
+        needed = needed_bytes(str(error))
+        if needed is None:
+            raise
+        return refusal_of(config, topology, chip, mesh, needed)
     micro = None
     if config.optimizer.accumulate > 1:  # its loop is counted once
         say("and one micro-batch alone")
@@ -243,10 +250,11 @@ def compile_step(config: Config, mesh: Any) -> Compiled:
     from bert_jax.train_state import abstract_state, jit_step
 
     objective = pretrain.objective(config)
-    optimizer = build_optimizer(config.optimizer, config.train.num_steps, config.model.num_layers)
+    optimizer = build_optimizer(config.optimizer, config.model.num_layers)
     with jax.set_mesh(mesh):
-        step = jit_step(objective, optimizer, seed=config.train.seed, accumulate=config.optimizer.accumulate)
-        return compile_for(step, mesh, abstract_state(objective, optimizer, mesh), _batch(config, mesh))
+        step = jit_step(objective, optimizer, accumulate=config.optimizer.accumulate)
+        state = abstract_state(objective, optimizer, mesh)
+        return compile_for(step, mesh, state, _batch(config, mesh), _scalar(np.uint32, mesh), _scalar(np.float32, mesh))
 
 
 def compile_gradient(config: Config, mesh: Any) -> Compiled:
@@ -258,10 +266,16 @@ def compile_gradient(config: Config, mesh: Any) -> Compiled:
     rows = config.train.global_batch_size // config.optimizer.accumulate
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, global_batch_size=rows))
     objective = pretrain.objective(config)
-    optimizer = build_optimizer(config.optimizer, config.train.num_steps, config.model.num_layers)
+    optimizer = build_optimizer(config.optimizer, config.model.num_layers)
     with jax.set_mesh(mesh):
         state = abstract_state(objective, optimizer, mesh)
-        return compile_for(jit_gradient(objective, config.train.seed), mesh, state.params, _batch(config, mesh))
+        return compile_for(jit_gradient(objective), mesh, state.params, _batch(config, mesh), _scalar(np.uint32, mesh))
+
+
+def _scalar(dtype: Any, mesh: Any) -> jax.ShapeDtypeStruct:
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    return jax.ShapeDtypeStruct((), dtype, sharding=NamedSharding(mesh, PartitionSpec()))
 
 
 def _batch(config: Config, mesh: Any) -> dict[str, jax.ShapeDtypeStruct]:
@@ -329,7 +343,7 @@ def report_of(
             "memory": int(limit),
         },
         "fits": found <= limit,
-        "would_fit": [] if found <= limit else remedies(config, whole, limit),
+        "would_fit": [] if found <= limit else remedies(config, mesh, whole.arguments, found, limit),
         "model_flops_per_chip": flops,
         "compiled_flops_per_chip": whole.flops,
         "collectives": [one._asdict() for one in whole.collectives],
@@ -403,14 +417,42 @@ def network_seconds(collectives: list[hlo.Collective], chip: Chip, links: int) -
     return total / (links * chip.link)
 
 
-def remedies(config: Config, whole: Compiled, limit: float) -> list[str]:
+_SIZES = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def needed_bytes(message: str) -> int | None:
+    """What the compiler says that a program needs, where it refuses one for its memory; else None."""
+    found = re.search(r"Ran out of memory in memory space hbm\. Used ([\d.]+)([KMGT]) of", message)
+    return round(float(found[1]) * _SIZES[found[2]]) if found else None
+
+
+def refusal_of(config: Config, topology: str, chip: Chip, mesh: Any, needed: int) -> dict[str, Any]:
+    """What `plan.json` holds of a program that the compiler refuses: it needs `needed` bytes of a chip."""
+    from bert_jax.optimizer import build_optimizer
+    from bert_jax.tasks import pretrain
+    from bert_jax.train_state import abstract_state
+
+    optimizer = build_optimizer(config.optimizer, config.model.num_layers)
+    state = jax.tree.leaves(abstract_state(pretrain.objective(config), optimizer, mesh))
+    held = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in state)
+    shape = dict(mesh.shape)
+    return {
+        "topology": topology,
+        "chips": math.prod(shape.values()),
+        "mesh": shape,
+        "bytes_per_chip": {"arguments": held, "peak": needed, "memory": int(chip.memory)},
+        "fits": False,
+        "would_fit": remedies(config, shape, held, needed, chip.memory),
+    }
+
+
+def remedies(config: Config, mesh: dict[str, int], state: int, needed: int, limit: float) -> list[str]:
     """Flags by which it would fit, as far as proportion tells: what is not state shrinks with the micro-batch."""
-    state, rest = whole.arguments, whole.peak - whole.arguments
     found = []
     if state < limit:
-        parts = 2 ** math.ceil(math.log2(rest / (limit - state)))
+        parts = 2 ** math.ceil(math.log2((needed - state) / (limit - state)))
         accumulate = config.optimizer.accumulate * parts
-        if config.train.global_batch_size % accumulate == 0:
+        if config.train.global_batch_size % (accumulate * mesh.get("data", 1) * mesh.get("fsdp", 1)) == 0:
             found.append(f"--optimizer.accumulate {accumulate}")
         if config.model.remat == "none":
             found.append("--model.remat dots, or full")
@@ -420,15 +462,20 @@ def remedies(config: Config, whole: Compiled, limit: float) -> list[str]:
 
 def describe(found: dict[str, Any]) -> str:
     """The report as text."""
-    memory, seconds = found["bytes_per_chip"], found["seconds"]
+    memory, seconds = found["bytes_per_chip"], found.get("seconds")
 
     def ms(*values: float) -> str:
         return " to ".join(f"{1000 * value:.1f}" for value in values) + " ms"
 
+    where = f"{found['topology']}: {found['chips']} chips, mesh "
+    where += " x ".join(f"{name} {size}" for name, size in found["mesh"].items())
+    if "seconds" not in found:
+        return (
+            f"{where}\nIT DOES NOT FIT: the compiler refuses it, which needs {memory['peak'] / 1e9:.2f} GB of a chip's "
+            f"{memory['memory'] / 1e9:.1f}; by proportion it would with {' or '.join(found['would_fit'])}"
+        )
     lines = [
-        f"{found['topology']}: {found['chips']} chips, mesh "
-        + " x ".join(f"{name} {size}" for name, size in found["mesh"].items())
-        + f"; compiled in {found['compile_seconds']:.0f} s",
+        f"{where}; compiled in {found['compile_seconds']:.0f} s",
         f"memory a chip: {memory['peak'] / 1e9:.2f} GB of {memory['memory'] / 1e9:.1f} at its peak "
         f"({memory['arguments'] / 1e9:.2f} state and batch, {memory['temporaries'] / 1e9:.2f} besides)",
     ]

@@ -8,6 +8,7 @@ import os
 import posixpath
 import re
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from etils import epath
 
 SCHEMES = ("gs://", "s3://")
+PARTIAL = ".partial"  # ending of what another process may be fetching
 CHECKPOINTS = frozenset({"checkpoints"})  # of a workdir: they are in the bucket alone
 
 
@@ -86,7 +88,7 @@ def fetch(path: str | os.PathLike, *, leave: frozenset[str] = frozenset()) -> st
             _fetch_file(os.fspath(source / name), target / name)
         for old in [file for file in target.rglob("*") if file.is_file()]:
             name = old.relative_to(target)
-            if name.as_posix() not in wanted and name.parts[0] not in leave:
+            if name.as_posix() not in wanted and name.parts[0] not in leave and old.suffix != PARTIAL:
                 old.unlink(missing_ok=True)
     return str(target)
 
@@ -108,7 +110,7 @@ def _fetch_file(source: str, target: Path) -> None:
         if (target.stat().st_size, target.stat().st_mtime_ns) == (size, written):
             return
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    partial = target.with_name(f".{target.name}.{socket.gethostname()}-{os.getpid()}{PARTIAL}")
     try:
         with place(source).open("rb") as stream, open(partial, "wb") as file:
             shutil.copyfileobj(stream, file, 1 << 22)

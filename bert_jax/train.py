@@ -20,7 +20,15 @@ from bert_jax import config as config_lib
 from bert_jax import storage
 from bert_jax.command import parse_command
 from bert_jax.config import Config
-from bert_jax.errors import INTERRUPTED, PREEMPTED, ConfigError, NonFiniteLossError, StorageError, run_command
+from bert_jax.errors import (
+    INTERRUPTED,
+    PREEMPTED,
+    ConfigError,
+    NonFiniteLossError,
+    PeerError,
+    StorageError,
+    run_command,
+)
 from bert_jax.process import keep_memory
 from bert_jax.progress import Progress, log_to, say
 
@@ -46,11 +54,17 @@ def main(argv: list[str]) -> int:
     if not command.workdir:
         raise ConfigError("--workdir: name the folder of the run")
     keep_memory()
+    import jax
+
     from bert_jax import hosts, sweep
 
     flags = command.coordinator, command.num_processes, command.process_id
     hosts.join(hosts.find_meeting(os.environ, flags, hosts.tpu_metadata()), timeout=command.host_timeout)
+    if jax.process_count() == 1:
+        signal.signal(signal.SIGTERM, end_at_once)
     run_all = sweep.suite if config.task.name == "all" else sweep.sweep if sweep.is_sweep(config) else train
+    if run_all is not train and jax.process_count() > 1:
+        raise ConfigError("sweep, task.name all: many runs go in one process; start the runs one by one")
     if run_all is not train and storage.is_remote(command.workdir):
         raise ConfigError(
             f"--workdir {command.workdir}: many runs go into a folder of a file system, not into a bucket"
@@ -137,6 +151,12 @@ def write_environment(workdir: str) -> None:
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     write_json(os.path.join(workdir, "env.json"), facts)
+
+
+def end_at_once(_number: int, _frame: Any) -> None:
+    """SIGTERM before the first step, while there is nothing to save: JAX's own handler would only take note of it."""
+    say("stopped before the first step; the same command begins anew, or goes on from the last checkpoint")
+    raise SystemExit(PREEMPTED)
 
 
 @contextlib.contextmanager
@@ -341,7 +361,13 @@ def train(config: Config, workdir: str, *, resume: str = "auto", debug: bool = F
         if not hosts.is_first():
             log_to(os.path.join(workdir, "hosts", f"{jax.process_index()}.log"))
         stack.enter_context(jax.set_mesh(mesh))
-        return run(config, workdir, bucket, mesh, resume, began)
+        try:
+            return run(config, workdir, bucket, mesh, resume, began)
+        except jax.errors.JaxRuntimeError as error:  # so a collective says that a process has died
+            if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
+                raise
+            reason = " ".join(str(error).split())[:200]
+            raise PeerError(f"another process of the run, or the network to it, is gone ({reason})") from error
 
 
 def run(config: Config, workdir: str, bucket: str, mesh: Any, resume: str, began: float) -> int:
@@ -366,9 +392,11 @@ def run(config: Config, workdir: str, bucket: str, mesh: Any, resume: str, began
 
     def carry_up() -> None:
         if bucket and first:
-            storage.carry(workdir, bucket, leave=storage.CHECKPOINTS)
+            storage.carry(workdir, bucket, leave=storage.CHECKPOINTS | {"hosts"})
         elif bucket:  # of the others their logs
-            storage.carry(os.path.join(workdir, "hosts"), f"{bucket}/hosts")
+            logs = os.path.join(workdir, "hosts")
+            not_mine = frozenset(os.listdir(logs)) - {f"{jax.process_index()}.log"}
+            storage.carry(logs, f"{bucket}/hosts", leave=not_mine)
 
     start = hosts.from_first(lambda: first_step(folder, resume))
 
@@ -383,7 +411,7 @@ def run(config: Config, workdir: str, bucket: str, mesh: Any, resume: str, began
     num_steps = config_lib.total_steps(config, task.rows)
     if before is not None:
         check_resumed(config, task, before, num_steps)
-    optimizer = build_optimizer(config.optimizer, num_steps, config.model.num_layers)
+    optimizer = build_optimizer(config.optimizer, config.model.num_layers)
     if warmup_steps(config.optimizer, num_steps) >= num_steps > 0:
         say(f"note: optimizer.warmup_steps {config.optimizer.warmup_steps} is not below the run's {num_steps} steps")
     size = f"{num_steps:,} steps of {config.train.global_batch_size} on {mesh.size} devices"
@@ -395,10 +423,10 @@ def run(config: Config, workdir: str, bucket: str, mesh: Any, resume: str, began
         manager = checkpoint.Checkpointer(folder, keep=config.train.keep)
         checkpoints = stack.enter_context(contextlib.closing(manager))
         if start is not None:
-            state = checkpoints.restore(start, abstract_state(task, optimizer, mesh))
+            state = checkpoints.restore(start, abstract_state(task.objective, optimizer, mesh))
             say(f"resumed at step {start:,}")
         else:
-            state = create_state(task, optimizer, mesh, config.train.seed)
+            state = create_state(task.objective, optimizer, mesh, config.train.seed)
             if task.first_params:
                 state = with_params(state, task.first_params())
             if starting:
@@ -410,7 +438,8 @@ def run(config: Config, workdir: str, bucket: str, mesh: Any, resume: str, began
         stop = stack.enter_context(stop_signals())
 
         clock = Clock()
-        step_function = jit_step(task, optimizer, seed=config.train.seed, accumulate=config.optimizer.accumulate)
+        step_function = jit_step(task.objective, optimizer, accumulate=config.optimizer.accumulate)
+        seed = np.uint32(config.train.seed)
         evaluate_batch = evaluator(task)
         peak = plan.peak_flops()
         # All at once: to ask the device for one would wait until the step that it works on is done.
@@ -500,7 +529,7 @@ def run(config: Config, workdir: str, bucket: str, mesh: Any, resume: str, began
             waiting = time.perf_counter()
             batch = next(batches)
             clock.waited += time.perf_counter() - waiting
-            state, metrics = step_function(state, global_batch(batch, mesh))
+            state, metrics = step_function(state, global_batch(batch, mesh), seed, learning_rates[step])
             if pending is not None:
                 log(finish(pending), step)
             step += 1
@@ -525,8 +554,8 @@ def run(config: Config, workdir: str, bucket: str, mesh: Any, resume: str, began
         if saved < step or not checkpoint.steps(folder):
             save(step)
             saved = step
-        checkpoints.wait()
-        carry_up()
+        hosts.together(checkpoints.wait)  # or the others would be gone while the first one signs
+        hosts.together(carry_up)
         if stopping:
             say(f"saved step {step:,} in {folder}; the same command goes on from there")
             return stop[0] if stop else PREEMPTED
@@ -570,11 +599,11 @@ def record(task: Any, metrics: dict[str, Any]) -> dict[str, float]:
     from bert_jax.evaluate import means
 
     metrics = jax.device_get(metrics)
-    values = means(metrics["sums"])
+    values, losses = means(metrics["sums"]), task.objective.losses
     return {
-        "loss": sum(values.get(name, 0.0) for name in task.losses),
+        "loss": sum(values.get(name, 0.0) for name in losses),
         "grad_norm": float(metrics["grad_norm"]),
-        "examples": float(metrics["sums"][task.losses[-1]][1]),
+        "examples": float(metrics["sums"][losses[-1]][1]),
         **values,
     }
 

@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh
 
 from bert_jax.sharding import constrain_batch, platform, tree_shardings
-from bert_jax.tasks import Batch, Objective, Params, Sums, Task
+from bert_jax.tasks import Batch, Objective, Params, Sums
 
 
 @flax.struct.dataclass
@@ -22,9 +22,9 @@ class TrainState:
     opt_state: Any
 
 
-def abstract_state(task: Objective | Task, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def abstract_state(objective: Objective, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """Shapes, types and shardings of the state; allocates nothing."""
-    state = jax.eval_shape(lambda: _new_state(task.init, optimizer, jax.random.key(0)))
+    state = jax.eval_shape(lambda: _new_state(objective.init, optimizer, jax.random.key(0)))
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         state,
@@ -32,10 +32,10 @@ def abstract_state(task: Objective | Task, optimizer: optax.GradientTransformati
     )
 
 
-def create_state(task: Task, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int) -> TrainState:
+def create_state(objective: Objective, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int) -> TrainState:
     """First state, born sharded: no device ever holds more than its share."""
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(task, optimizer, mesh))
-    create = jax.jit(lambda key: _new_state(task.init, optimizer, key), out_shardings=shardings)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(objective, optimizer, mesh))
+    create = jax.jit(lambda key: _new_state(objective.init, optimizer, key), out_shardings=shardings)
     return create(jax.random.key(seed))
 
 
@@ -56,18 +56,18 @@ def split_batch(batch: Batch, parts: int) -> Batch:
 
 
 def gradients(
-    task: Objective | Task, params: Params, batch: Batch, key: jax.Array, accumulate: int
+    objective: Objective, params: Params, batch: Batch, key: jax.Array, accumulate: int
 ) -> tuple[Params, Sums]:
     """Gradient of the mean loss over the global batch, and its metric sums, over `accumulate` micro-batches.
 
     Each loss term is (global sum) / (global count): counts come first, from the weights of the whole batch, so
     micro-batches with few targets weigh what they should (a mean of means would not).
     """
-    counts = task.weights(batch)
+    counts = objective.weights(batch)
 
     def loss(params: Params, micro: Batch, key: jax.Array) -> tuple[jax.Array, Sums]:
-        sums = task.sums(params, micro, key)
-        return sum(sums[name][0] / jnp.maximum(counts[name], 1) for name in task.losses), sums
+        sums = objective.sums(params, micro, key)
+        return sum(sums[name][0] / jnp.maximum(counts[name], 1) for name in objective.losses), sums
 
     gradient = jax.grad(loss, has_aux=True)
     if accumulate == 1:
@@ -85,27 +85,31 @@ def gradients(
     return total
 
 
-def dropout_key(seed: int) -> jax.Array:
+def dropout_key(seed: jax.Array) -> jax.Array:
     """The key that a run's dropout keys come from. Accelerators have a generator of their own, and are fast with it."""
     return jax.random.key(seed, impl="threefry2x32" if platform() == "cpu" else "rbg")
 
 
-def jit_step(
-    objective: Objective | Task, optimizer: optax.GradientTransformation, *, seed: int, accumulate: int
-) -> Any:
-    """`train_step` compiled for the mesh that is set: (state, batch) -> (state, metrics). The state is given away."""
-    bound = {"task": objective, "optimizer": optimizer, "accumulate": accumulate}
+def jit_step(objective: Objective, optimizer: optax.GradientTransformation, *, accumulate: int) -> Any:
+    """`train_step` compiled for the mesh that is set: (state, batch, seed, learning rate) -> (state, metrics).
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
-        return train_step(state, batch, key=dropout_key(seed), **bound)  # made inside: a plan's mesh runs nothing
+    The state is given away. Neither seed, uint32, nor learning rate, float32, is a constant of the program: runs that
+    differ in them, or in their length, share one.
+    """
+    bound = {"objective": objective, "optimizer": optimizer, "accumulate": accumulate}
+
+    def step(
+        state: TrainState, batch: Batch, seed: jax.Array, learning_rate: jax.Array
+    ) -> tuple[TrainState, dict[str, Any]]:
+        return train_step(state, batch, key=dropout_key(seed), learning_rate=learning_rate, **bound)
 
     return jax.jit(step, donate_argnums=0)
 
 
-def jit_gradient(objective: Objective | Task, seed: int) -> Any:
-    """(params, batch) -> gradient and sums of one micro-batch, compiled as in `jit_step`; for `plan`."""
+def jit_gradient(objective: Objective) -> Any:
+    """(params, batch, seed) -> gradient and sums of one micro-batch, compiled as in `jit_step`; for `plan`."""
 
-    def gradient(params: Params, batch: Batch) -> tuple[Params, Sums]:
+    def gradient(params: Params, batch: Batch, seed: jax.Array) -> tuple[Params, Sums]:
         return gradients(objective, params, batch, dropout_key(seed), 1)
 
     return jax.jit(gradient)
@@ -115,16 +119,17 @@ def train_step(
     state: TrainState,
     batch: Batch,
     *,
-    task: Objective | Task,
+    objective: Objective,
     optimizer: optax.GradientTransformation,
     key: jax.Array,
+    learning_rate: jax.Array,
     accumulate: int = 1,
 ) -> tuple[TrainState, dict[str, Any]]:
     """One optimizer step. Pure: the dropout key is `fold_in(key, step)`.
 
     Returns the next state and {"sums": Sums, "grad_norm": float32}.
     """
-    grads, sums = gradients(task, state.params, batch, jax.random.fold_in(key, state.step), accumulate)
+    grads, sums = gradients(objective, state.params, batch, jax.random.fold_in(key, state.step), accumulate)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params = optax.apply_updates(state.params, optax.tree.scale(-learning_rate, updates))
     return TrainState(state.step + 1, params, opt_state), {"sums": sums, "grad_norm": optax.tree.norm(grads)}

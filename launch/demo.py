@@ -58,6 +58,34 @@ def draw(rows: list[dict], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def text_to_rows(folder: Path) -> dict[str, float]:
+    """Text, vocabulary and prepared rows, what is not there yet; seconds of each."""
+    reviews, vocabulary, rows = folder / "data" / "imdb.jsonl", folder / "vocabulary", folder / "rows"
+    seconds = {"text": run("the text", HERE / "demo_data.py", folder / "data")}
+    if not vocabulary.exists():
+        words = ["-m", "bert_jax.data.tokenizer", "train", "--kind", "wordpiece", "--input", reviews]
+        words += ["--vocab-size", 8192, "--lowercase", "--strip-accents", "--output", vocabulary]
+        seconds["vocabulary"] = run("train a vocabulary", *words)
+    if not rows.exists():
+        words = ["-m", "bert_jax.data.prepare", "--input", reviews, "--tokenizer", vocabulary]
+        seconds["prepare"] = run("prepare rows", *words, "--output", rows, "--max-seq-len", 128)
+    return seconds
+
+
+def use(folder: Path) -> dict[str, float]:
+    """Asks the models, and shows what they look at; seconds of both."""
+    pretrained, classifier = folder / "pretrain", folder / "pretrained-all"
+    predict, explain = ("-m", "bert_jax.predict"), ("-m", "bert_jax.explain")
+    review = ("--model", classifier, "--text", "a moving and beautifully acted film .")
+    masked = (("--model", pretrained, "--text", text) for text in SENTENCES)
+    looked_at = ("--model", pretrained, "--text", LOOKED_AT)
+    answers = sum(run("fill a mask", *predict, "fill-mask", *words) for words in masked)
+    answers += run("classify a sentence", *predict, "classify", *review)
+    pages = run("why that label", *explain, "attribution", *review, "--output", folder / "words.html")
+    pages += run("what its heads look at", *explain, "attention", *looked_at, "--output", folder / "attention.html")
+    return {"predict": answers, "explain": pages}
+
+
 def main() -> None:
     """Runs every stage and prints what was measured, whatever it is."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -65,66 +93,17 @@ def main() -> None:
     parser.add_argument("--labels", type=int, default=500, help="size of the small training set (default: 500)")
     parser.add_argument("--installed-in", type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    folder = args.folder
-    pretrained = folder / "pretrain"
-    vocabulary, rows = folder / "vocabulary", folder / "rows"
-    seconds = {"install": args.installed_in}
-    seconds["text"] = run("the text", HERE / "demo_data.py", folder / "data")
-    reviews = folder / "data" / "imdb.jsonl"
-    if not vocabulary.exists():
-        seconds["vocabulary"] = run(
-            "train a vocabulary",
-            "-m",
-            "bert_jax.data.tokenizer",
-            "train",
-            "--kind",
-            "wordpiece",
-            "--input",
-            reviews,
-            "--vocab-size",
-            8192,
-            "--lowercase",
-            "--strip-accents",
-            "--output",
-            vocabulary,
-        )
-    if not rows.exists():
-        seconds["prepare"] = run(
-            "prepare rows",
-            "-m",
-            "bert_jax.data.prepare",
-            "--input",
-            reviews,
-            "--tokenizer",
-            vocabulary,
-            "--output",
-            rows,
-            "--max-seq-len",
-            128,
-        )
-    config = HERE.parent / "configs/demo_pretrain.py"
-    seconds["pre-train"] = run(
-        "pre-train", "-m", "bert_jax.train", "--config", config, "--workdir", pretrained, "--data.path", rows
-    )
-    from_weights = ("--train.init-from", pretrained)
-    from_scratch = ("--data.tokenizer", vocabulary)
+    folder, pretrained = args.folder, args.folder / "pretrain"
+    seconds = {"install": args.installed_in, **text_to_rows(folder)}
+    words = ["-m", "bert_jax.train", "--config", HERE.parent / "configs/demo_pretrain.py"]
+    seconds["pre-train"] = run("pre-train", *words, "--workdir", pretrained, "--data.path", folder / "rows")
+    starts = {"pretrained": ("--train.init-from", pretrained), "scratch": ("--data.tokenizer", folder / "vocabulary")}
     accuracies = {}
     for labels in (args.labels, 0):
-        count = labels or "all"
-        for name, weights in (("pretrained", from_weights), ("scratch", from_scratch)):
-            stage = f"{name}-{count}"
+        for name, weights in starts.items():
+            stage = f"{name}-{labels or 'all'}"
             seconds[stage], accuracies[stage] = finetune(folder, stage, labels, *weights)
-    seconds["predict"] = 0.0
-    for text in SENTENCES:
-        words = ("-m", "bert_jax.predict", "fill-mask", "--model", pretrained, "--text", text)
-        seconds["predict"] += run("fill a mask", *words)
-    sample = "a moving and beautifully acted film ."
-    words = ("-m", "bert_jax.predict", "classify", "--model", folder / "pretrained-all", "--text", sample)
-    seconds["predict"] += run("classify a sentence", *words)
-    words = ("-m", "bert_jax.explain", "attribution", "--model", folder / "pretrained-all", "--text", sample)
-    seconds["explain"] = run("why that label", *words, "--output", folder / "words.html")
-    words = ("-m", "bert_jax.explain", "attention", "--model", pretrained, "--text", LOOKED_AT)
-    seconds["explain"] += run("what its heads look at", *words, "--output", folder / "attention.html")
+    seconds |= use(folder)
     draw(read_metrics(pretrained), folder / "loss.png")
     report(folder, pretrained, seconds, accuracies)
 

@@ -22,8 +22,7 @@ from bert_jax.train_state import abstract_state, create_state
 
 @pytest.fixture(scope="module")
 def parts(small_config):
-    task = pretrain.build(small_config)
-    return task, build_optimizer(small_config.optimizer, 20, 2)
+    return pretrain.objective(small_config), build_optimizer(small_config.optimizer, 2)
 
 
 def mesh_of(*shape):
@@ -135,13 +134,13 @@ def test_later_steps_are_set_aside_not_deleted(copy):
 def test_another_architecture_is_refused_by_name(copy, small_config, parts, change):
     config = dataclasses.replace(small_config, model=dataclasses.replace(small_config.model, **change))
     with pytest.raises(CheckpointError, match=r"layers/\S+ is float32\[2, .* in the checkpoint"):
-        restore(copy, (pretrain.build(config), parts[1]), mesh_of(1, 1, 1))
+        restore(copy, (pretrain.objective(config), parts[1]), mesh_of(1, 1, 1))
 
 
 def test_another_optimizer_is_refused(copy, small_config, parts):
     frozen = dataclasses.replace(small_config.optimizer, clip_norm=0.0)
     with pytest.raises(CheckpointError, match="opt_state"):
-        restore(copy, (parts[0], build_optimizer(frozen, 20, 2)), mesh_of(1, 1, 1))
+        restore(copy, (parts[0], build_optimizer(frozen, 2)), mesh_of(1, 1, 1))
 
 
 def test_weights_load_without_the_optimizer(copy, small_config, parts):

@@ -91,7 +91,7 @@ def test_every_config_goes_out_and_in_again(path):
 def test_every_config_goes_into_a_checkpoint_s_description_and_out_again(path, tmp_path):
     config = load_config(str(path))
     params = jax.eval_shape(lambda: pretrain.init(config.model, jax.random.key(0)))
-    optimizer = build_optimizer(config.optimizer, 100, config.model.num_layers)
+    optimizer = build_optimizer(config.optimizer, config.model.num_layers)
     step = jax.ShapeDtypeStruct((), jnp.int32)
     items = {"params": params, "train": {"step": step, "opt_state": jax.eval_shape(optimizer.init, params)}}
     checkpoint.write_manifest(

@@ -15,12 +15,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
 from bert_jax import checkpoint, hosts
-from bert_jax.errors import ConfigError, PeerError
+from bert_jax.errors import BertJaxError, ConfigError, PeerError
 from bert_jax.hosts import Meeting, find_meeting
 
 ROOT = Path(__file__).parent.parent
+FINAL = (0, 1, 2, 3, 4, 6, 130)  # exit codes after which a supervisor starts nothing again
 NO_FLAGS = ("", 0, -1)
 STEPS = 6
 
@@ -142,7 +144,7 @@ def words_of(config, workdir, *more):
 
 
 def environment(devices=1, **more):
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     return {**os.environ, "XLA_FLAGS": flags, **{name: str(value) for name, value in more.items()}}
 
 
@@ -211,6 +213,50 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(small_config, tmp
     assert checkpoint.verify(str(tmp_path / "w" / "checkpoints" / str(saved))).step == saved
     log = (tmp_path / "w" / "hosts" / "1.log").read_text()
     assert f"saved step {saved:,} in" in log
+
+
+@pytest.mark.slow
+def test_where_one_process_is_killed_the_other_ends_so_that_it_is_started_again(small_config, tmp_path):
+    words, port = words_of(small_config, tmp_path / "w", "--train.num_steps=5000"), hosts.free_port()
+    processes = [start(words, index, 2, port) for index in range(2)]
+    metrics = tmp_path / "w" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (metrics.exists() and metrics.read_text().count("\n") > 5):
+        time.sleep(0.2)
+    processes[1].kill()
+    (_, said, code), _ = finish(processes, timeout=240)
+    assert code not in FINAL, said
+
+
+def test_a_tpu_is_told_from_other_accelerators(tmp_path):
+    vendor = tmp_path / "sys" / "bus" / "pci" / "devices" / "0000:00:05.0" / "vendor"
+    vendor.parent.mkdir(parents=True)
+    vendor.write_text("0x1ae0\n")
+    assert not hosts.has_tpu(str(tmp_path))  # Google's network card
+    (tmp_path / "dev" / "accel").mkdir(parents=True)
+    assert hosts.has_tpu(str(tmp_path))
+    vendor.write_text("0x8086\n")
+    assert not hosts.has_tpu(str(tmp_path))  # a laptop's NPU
+
+
+@pytest.mark.parametrize("fault", [BertJaxError("a worker died"), OSError(28, "No space left", "w"), KeyError("k")])
+def test_whatever_fails_in_one_process_is_told_to_all(monkeypatch, fault):
+    """Another process than the failing one raises an error of the same code; nobody waits."""
+    said = []
+
+    def fail():
+        raise fault
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(multihost_utils, "process_allgather", lambda pair: said.append(pair) or pair)
+    with pytest.raises(BertJaxError) as mine:
+        hosts.together(fail)
+    codes, words = (np.stack([np.zeros_like(part), part]) for part in said[0])
+    monkeypatch.setattr(multihost_utils, "process_allgather", lambda pair: (codes, words))
+    with pytest.raises(BertJaxError, match="process 1: ") as theirs:
+        hosts.together(lambda: None)
+    assert mine.value.exit_code == theirs.value.exit_code == (5 if isinstance(fault, OSError) else 1)
+    assert str(mine.value) in str(theirs.value)
 
 
 def test_peers_that_do_not_come(small_config, tmp_path):

@@ -55,12 +55,12 @@ def test_biases_and_norms_do_not_decay(params):
 
 
 def steps(config, params, grads, count=3):
-    optimizer = build_optimizer(config, 100, MODEL.num_layers)
+    optimizer = build_optimizer(config, MODEL.num_layers)
     state = optimizer.init(params)
     update = jax.jit(optimizer.update)
     for _ in range(count):
         updates, state = update(grads, state, params)
-        params = optax.apply_updates(params, updates)
+        params = optax.apply_updates(params, optax.tree.scale(-config.learning_rate, updates))
     return params
 
 

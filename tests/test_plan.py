@@ -1,5 +1,6 @@
 """What a program will take on a slice of TPUs: parsing, arithmetic, and the TPU's compiler where it is installed."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -7,12 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from bert_jax import hlo, plan
 from bert_jax.config import Config, MeshConfig, ModelConfig, TrainConfig
 from bert_jax.errors import ConfigError
 from bert_jax.hlo import Collective
+from bert_jax.sharding import make_mesh
 
 ROOT = Path(__file__).parent.parent
 PROGRAM = """HloModule jit_step
@@ -90,6 +93,24 @@ def test_a_report_adds_up():
     found = plan.report_of(config, "v5e:2x4", plan.CHIPS["v5e"], {"data": 8, "fsdp": 1, "tensor": 1}, large, None)
     assert not found["fits"] and "--optimizer.accumulate 4" in found["would_fit"]
     assert "DOES NOT FIT" in plan.describe(found)
+
+
+def test_a_program_that_the_compiler_refuses_is_told_with_what_would_fit():
+    message = (
+        "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 21.95G of"
+    )
+    needed = plan.needed_bytes(f"{message} 15.48G hbm. Exceeded hbm capacity by 6.47G.")
+    assert needed == round(21.95 * 2**30) and plan.needed_bytes("INTERNAL: something else") is None
+    config = Config(model=ModelConfig(num_layers=2), train=TrainConfig(global_batch_size=512, num_steps=10))
+    mesh = make_mesh(MeshConfig(), jax.devices())
+    found = plan.refusal_of(config, "v5e:2x4", plan.CHIPS["v5e"], mesh, needed)
+    assert not found["fits"] and "--optimizer.accumulate 2" in found["would_fit"]
+    told = plan.describe(found)
+    assert "DOES NOT FIT" in told and "needs 23.57 GB of a chip's 17.2" in told
+    odd = dataclasses.replace(config, train=dataclasses.replace(config.train, global_batch_size=8))
+    assert not any(
+        "accumulate" in word for word in plan.refusal_of(odd, "v5e:2x4", plan.CHIPS["v5e"], mesh, needed)["would_fit"]
+    )
 
 
 def test_what_libraries_write_is_held_back(capfd):

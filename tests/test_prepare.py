@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -135,6 +136,27 @@ def test_parts_make_the_same_bytes(files, tokenizer, tmp_path, count):
     module.merge(output, **settings)
     assert everything(output) == everything(tmp_path / "whole")
     assert not module.parts_folder(output).exists()
+
+
+def test_a_killed_part_is_in_nobody_s_way(files, tokenizer, tmp_path):
+    """What a dead run left is removed by the next one on its host, and is no part to `merge`."""
+    output, settings = tmp_path / "P", {"tokenizer": tokenizer, "data": DATA, "report": False}
+    here, elsewhere = (f"00002-of-00002.partial-{host}-4194305" for host in (socket.gethostname(), "another"))
+    for name in (here, elsewhere):
+        (tmp_path / "P.parts" / name).mkdir(parents=True)
+    for number in (1, 2):
+        module.prepare_part([str(files)], output, (number, 2), **settings)
+    assert not (tmp_path / "P.parts" / here).exists()
+    assert module.merge(output, **settings)["splits"]
+
+
+def test_a_part_that_lost_some_of_its_text_is_refused(files, tokenizer, tmp_path):
+    output, settings = tmp_path / "P", {"tokenizer": tokenizer, "data": DATA, "report": False}
+    for number in (1, 2):
+        folder = module.prepare_part([str(files)], output, (number, 2), **settings)
+    os.truncate(folder / "tokens", (folder / "tokens").stat().st_size - 2)
+    with pytest.raises(DataError, match="00002-of-00002/tokens: not the .* bytes that were written; remove"):
+        module.merge(output, **settings)
 
 
 def test_a_part_is_made_once_and_its_faults_are_told(files, tokenizer, tmp_path, capsys):

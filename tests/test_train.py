@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from bert_jax import checkpoint, train_state
-from bert_jax.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
+from bert_jax.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig, cache_folder
 from bert_jax.data import pipeline
 from bert_jax.data.prepare import load_manifest, prepare
 from bert_jax.data.tokenizer_model import load_tokenizer
@@ -102,6 +102,16 @@ def test_stopped_three_times_and_resumed_is_bit_identical(small_config, tmp_path
     assert json.loads((whole / "results.json").read_text()) == json.loads((broken / "results.json").read_text())
 
 
+def test_sigterm_before_the_first_step_ends_it_at_once(small_config, tmp_path):
+    process = start(tmp_path / "run", small_config)
+    for line in process.stderr:
+        if line.startswith("pretrain:"):  # data is there; parameters are not made yet
+            break
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 143 and "stopp" in errors, errors
+
+
 def test_a_run_leaves_what_the_contract_says(small_config, tmp_path):
     workdir = tmp_path / "run"
     assert train(small_config, str(workdir)) == 0
@@ -165,6 +175,17 @@ def test_the_first_step_is_timed_from_the_command_on(small_config, tmp_path, mon
     train(small_config, str(tmp_path / "run"))
     first = next(row["first_step_seconds"] for row in metrics_of(tmp_path / "run") if "first_step_seconds" in row)
     assert made[0] - began < first < time.perf_counter() - began
+
+
+def test_runs_that_differ_in_seed_rate_and_length_share_programs(small_config, tmp_path):
+    """The second one compiles nothing that takes time."""
+    kept = []
+    for count in (2, 3):
+        settings = dataclasses.replace(small_config.train, seed=count, num_steps=count)
+        optimizer = dataclasses.replace(small_config.optimizer, learning_rate=count * 1e-3)
+        train(dataclasses.replace(small_config, train=settings, optimizer=optimizer), str(tmp_path / str(count)))
+        kept.append({path.name for path in (cache_folder() / "xla").glob("jit_*step*-cache")})
+    assert kept[0] == kept[1] != set()
 
 
 def test_what_no_run_has_made_is_not_overwritten(small_config, tmp_path):

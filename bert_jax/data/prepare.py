@@ -24,6 +24,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import socket
@@ -123,12 +124,14 @@ def prepare_part(
             say(f"{folder} is there already; remove it to make it again")
             return folder
         raise ConfigError(f"{folder} was made of other files or with other settings; remove {folder.parent}")
+    _remove_dead(folder)
     partial = folder.with_name(f"{_partial_prefix(folder)}{os.getpid()}")
     partial.mkdir(parents=True)
     try:
         with _worker_map(Context(tokenizer, data, partial)) as worker_map:
             counts, digests = _tokenise(mine, partial, worker_map, data, report)
-        values = {"asked": asked, "counts": counts, "digests": digests}
+        sizes = {path.name: path.stat().st_size for path in partial.iterdir()}
+        values = {"asked": asked, "counts": counts, "digests": digests, "bytes": sizes}
         (partial / PART).write_text(json.dumps(values | {"sha256": fingerprint(values)}) + "\n", encoding="utf-8")
         os.rename(partial, folder)
     finally:
@@ -141,7 +144,7 @@ def merge(
 ) -> dict[str, Any]:
     """Makes the folder `output` of the parts beside it, and removes them. Returns its manifest; raises as `prepare`."""
     output = Path(output).absolute()
-    folders = sorted(path for path in parts_folder(output).glob("*-of-*") if path.name[0].isdigit())
+    folders = sorted(path for path in parts_folder(output).glob("*-of-*") if re.fullmatch(r"\d+-of-\d+", path.name))
     if not folders:
         raise DataError(f"{parts_folder(output)}: no parts; make them with --part")
     count = int(folders[0].name.rpartition("-")[2])
@@ -206,6 +209,9 @@ def read_part(folder: Path) -> dict[str, Any]:
             raise ValueError("sha256 differs")
     except (ValueError, KeyError, AttributeError) as error:
         raise DataError(f"{folder / PART}: damaged ({error}); remove {folder.name} and make it again") from None
+    for name, size in values["bytes"].items():
+        if not (folder / name).is_file() or (folder / name).stat().st_size != size:
+            raise DataError(f"{folder / name}: not the {size:,} bytes that were written; remove {folder.name}")
     return values
 
 
@@ -249,6 +255,11 @@ def _check(output: Path, data: DataConfig) -> None:
         raise ConfigError("; ".join(wrong))
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise ConfigError(f"{output} is there already; remove it or give another --output")
+    _remove_dead(output)
+
+
+def _remove_dead(output: Path) -> None:
+    """Removes what dead runs on this host left beside `output`."""
     for left in output.parent.glob(f"{_partial_prefix(output)}*"):
         process = left.name.rpartition("-")[2]
         if process.isdigit() and not _is_running(int(process)):
@@ -757,18 +768,25 @@ def staged(output: str, *, parts: bool) -> Iterator[Path]:
             raise ConfigError(f"{output} is there already; remove it or take another --output")
     here, theirs = storage.cached(output), f"{output}.parts"
     shutil.rmtree(here, ignore_errors=True)
+    shutil.rmtree(parts_folder(here), ignore_errors=True)
     if parts:
         storage.fetch(theirs)
     yield here
     if here.is_dir():
-        storage.carry(here, output, leave=frozenset({MANIFEST}))
-        storage.carry(here, output)  # the manifest last: what has one is whole
-        shutil.rmtree(here)
+        _carry_whole(here, output, MANIFEST)
         with storage.reached(theirs):
             if parts:
                 storage.place(theirs).rmtree()
     elif parts_folder(here).is_dir():
-        storage.carry(parts_folder(here), theirs)
+        for folder in parts_folder(here).iterdir():
+            _carry_whole(folder, f"{theirs}/{folder.name}", PART)
+
+
+def _carry_whole(folder: Path, target: str, last: str) -> None:
+    """Moves a folder into a bucket, the file `last` at last: what has it there is whole."""
+    storage.carry(folder, target, leave=frozenset({last}))
+    storage.carry(folder, target)
+    shutil.rmtree(folder)
 
 
 def parse_part(text: str) -> tuple[int, int]:

@@ -34,7 +34,7 @@ Sums = dict[str, tuple[jax.Array, jax.Array]]
 
 
 class Objective(NamedTuple):
-    """The part of a `Task` that a compiled training step is made of: it needs no data."""
+    """What a compiled training step is made of: it needs no data."""
 
     init: Callable[[jax.Array], Params]
     """key -> parameters."""
@@ -49,14 +49,7 @@ class Objective(NamedTuple):
 class Task(NamedTuple):
     """One task, bound to its configuration and data."""
 
-    init: Callable[[jax.Array], Params]
-    """key -> parameters."""
-    sums: Callable[[Params, Batch, jax.Array | None], Sums]
-    """(params, batch, dropout key or None) -> metric sums."""
-    weights: Callable[[Batch], dict[str, jax.Array]]
-    """batch -> count of each loss term: from weights alone, so known before the forward pass."""
-    losses: tuple[str, ...]
-    """Metrics whose means add up to the training loss; the count of the last one counts examples."""
+    objective: Objective
     rows: int
     """Training rows of one epoch."""
     train_batch: Callable[[int], Batch]

@@ -23,6 +23,7 @@ from bert_jax.errors import ConfigError, DataError
 from bert_jax.heads import ClassifierHead, Pooler
 from bert_jax.tasks import (
     Batch,
+    Objective,
     Params,
     Sums,
     Task,
@@ -323,11 +324,14 @@ def build_from(
         texts, pairs = zip(*((example.text, example.pair) for example in found.examples), strict=True)
         ready[name] = Labelled(featurize(texts, pairs, tokenizer, length), {"labels": wanted[name]})
     run = runner(config, ready, tokenizer.pad_id)
-    return Task(
+    objective = Objective(
         init=functools.partial(init, config.model, len(labels)),
         sums=functools.partial(sums, config.model, problem=problem),
         weights=lambda batch: {"loss": batch["label_weights"].sum()},
         losses=("loss",),
+    )
+    return Task(
+        objective,
         **run,
         first_params=functools.partial(first_params, wanted["train"]) if problem == NUMBER else None,
         unlabelled=frozenset(name for name, found in sets.items() if not found.labelled),

@@ -19,6 +19,7 @@ from bert_jax.errors import DataError
 from bert_jax.heads import ClassifierHead
 from bert_jax.tasks import (
     Batch,
+    Objective,
     Params,
     Sums,
     Task,
@@ -338,11 +339,14 @@ def build(config: Config) -> Task:
     kinds = Counter(entity.kind for sentence in read["train"] for entity in entities(sentence.labels))
     counts = ", ".join(f"{kind} {count:,}" for kind, count in sorted(kinds.items()))
     cut = sum(found.features.cut for found in shown.values())
-    return Task(
+    objective = Objective(
         init=functools.partial(init, config.model, len(labels)),
         sums=functools.partial(sums, config.model),
         weights=lambda batch: {"loss": batch["label_weights"].sum()},
         losses=("loss",),
+    )
+    return Task(
+        objective,
         **runner(config, ready, tokenizer.pad_id),
         tokenizer=tokenizer,
         facts=f"{len(read['train']):,} sentences ({counts}) from {paths['train']} "

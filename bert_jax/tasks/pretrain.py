@@ -147,7 +147,7 @@ def build(config: Config) -> Task:
     share = {"share": local_rows(batch_size)}
     vocabulary = pipeline.masking_vocabulary(tokenizer, data.whole_word_masking)
     return Task(
-        **objective(config)._asdict(),
+        objective=objective(config),
         rows=len(rows),
         train_batch=lambda step: pipeline.train_batch(rows, vocabulary, data, batch_size, step, **share),
         eval_sets={

@@ -24,6 +24,7 @@ from bert_jax.heads import ClassifierHead
 from bert_jax.progress import say
 from bert_jax.tasks import (
     Batch,
+    Objective,
     Params,
     Sums,
     Task,
@@ -438,11 +439,14 @@ def build(config: Config) -> Task:
         counts = (f"{len(questions):,} questions from {task.files[name]}" for name, questions in asked.items())
         facts = f"evaluation alone, {', '.join(counts)}"
     cut = sum(found.features.cut for found in shown.values())
-    return Task(
+    objective = Objective(
         init=functools.partial(init, config.model),
         sums=functools.partial(sums, config.model),
         weights=lambda batch: {"loss": batch["label_weights"].sum()},
         losses=("loss",),
+    )
+    return Task(
+        objective,
         **runner(config, ready, tokenizer.pad_id),
         tokenizer=tokenizer,
         facts=facts + cut_note(cut, "questions", min(MAX_QUESTION, length // 2)),
