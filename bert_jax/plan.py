@@ -116,7 +116,7 @@ class Chip(NamedTuple):
     cycle_flops: float
     """The same in a cycle: twice the size of all its matrix units."""
     memory: float
-    """Bytes."""
+    """Bytes that the compiler grants a program: some of the chip's are the runtime's."""
     bandwidth: float
     """Bytes a second, between memory and chip."""
     link: float
@@ -126,10 +126,10 @@ class Chip(NamedTuple):
 
 
 CHIPS = {
-    "v4": Chip(275e12, 2 * 8 * 128**2, 32 * 2**30, 1228e9, 50e9, {"chip_config_name": "megacore"}),
-    "v5e": Chip(197e12, 2 * 4 * 128**2, 16 * 2**30, 819e9, 50e9, {}),
-    "v5p": Chip(459e12, 2 * 8 * 128**2, 95 * 2**30, 2765e9, 100e9, {}),
-    "v6e": Chip(918e12, 2 * 4 * 256**2, 32 * 2**30, 1640e9, 100e9, {}),
+    "v4": Chip(275e12, 2 * 8 * 128**2, 30.75 * 2**30, 1228e9, 50e9, {"chip_config_name": "megacore"}),
+    "v5e": Chip(197e12, 2 * 4 * 128**2, 15.75 * 2**30, 819e9, 50e9, {}),
+    "v5p": Chip(459e12, 2 * 8 * 128**2, 95.73 * 2**30, 2765e9, 100e9, {}),
+    "v6e": Chip(918e12, 2 * 4 * 256**2, 31.24 * 2**30, 1640e9, 100e9, {}),
 }
 SCALES = (8, 16, 32, 64, 128, 256)  # chips of `weak_scaling`
 KERNEL_LANES = 128  # a matrix unit is this wide: heads of 64 use half of it
@@ -422,7 +422,7 @@ _SIZES = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 def needed_bytes(message: str) -> int | None:
     """What the compiler says that a program needs, where it refuses one for its memory; else None."""
-    found = re.search(r"Ran out of memory in memory space hbm\. Used ([\d.]+)([KMGT]) of", message)
+    found = re.search(r"Ran out of memory on HBM, .*\(([\d.]+)([KMGT])\) exceeds", message)
     return round(float(found[1]) * _SIZES[found[2]]) if found else None
 
 
