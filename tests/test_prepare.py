@@ -371,7 +371,7 @@ def command(*words):
 def start_and_interrupt(corpus, folder, number):
     """Starts a run with two workers and sends it a signal in the middle."""
     text = folder.with_suffix(".txt")  # so long that the signal comes in the middle
-    text.write_bytes((corpus / "text.txt").read_bytes() * 30)
+    text.write_bytes((corpus / "text.txt").read_bytes() * 100)
     arguments = ("--input", text, "--tokenizer", corpus / "vocab.txt", "--output", folder / "P")
     run = subprocess.Popen(command(*arguments, "--workers", 2), stderr=subprocess.PIPE, start_new_session=True)
     deadline = time.monotonic() + 20
