@@ -5,17 +5,22 @@ python launch/gke.py --name bert --image REGISTRY/bert_jax:1 --accelerator tpu-v
 
 The image holds an installed bert_jax[tpu]; `docker build --file launch/Dockerfile --tag IMAGE .` makes it. GKE tells
 the processes where they meet. A job that is preempted or dies starts again; a wrong configuration or broken data ends
-it.
+it. The same command again follows a job that runs.
 """
 
 import argparse
+import base64
+import hashlib
 import json
 import math
+import os
 import time
 
 import outside
-from outside import must, run, say, shown
+from outside import LaunchError, must, run, say, shown
 
+LABEL = "bert-jax-launch"
+DIGEST = "bert-jax-launch-digest"  # annotation by which the same arguments are known
 POLL = 30.0  # seconds between looks at the job
 
 
@@ -29,7 +34,9 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--slices", type=int, default=1)
     parser.add_argument("--namespace", default="default")
     parser.add_argument("--spot", action="store_true", help="nodes that may be taken away at any time")
-    parser.add_argument("--xpk", metavar="CLUSTER", help="submit with xpk to this cluster instead")
+    parser.add_argument(
+        "--xpk", metavar="CLUSTER", help="submit with xpk to this cluster instead; it restarts by rules of its own"
+    )
     parser.add_argument("--tpu-type", default="", help="with --xpk, such as v5litepod-8")
     args, words = outside.parse(parser, argv)
     try:
@@ -40,6 +47,8 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         parser.error(f"--topology {args.topology}: {chips} chips are not whole hosts of {args.chips_per_host}")
     if args.xpk and not args.tpu_type:
         parser.error("--xpk: name the --tpu-type too")
+    if args.xpk and args.env:
+        parser.error("--env: not with --xpk, which makes no Secret; leave out one of them")
     args.hosts = chips // args.chips_per_host
     return args, words
 
@@ -61,7 +70,7 @@ def manifest(args: argparse.Namespace, words: list[str]) -> dict:
         "resources": {"limits": {"google.com/tpu": args.chips_per_host}},
     }
     if args.env:
-        container["envFrom"] = [{"secretRef": {"name": f"{args.name}-env"}}]
+        container["envFrom"] = [{"secretRef": {"name": secret_name(args)}}]
     final = sorted(code for code in outside.FINAL if code)
     pod = {
         "spec": {
@@ -84,21 +93,39 @@ def manifest(args: argparse.Namespace, words: list[str]) -> dict:
     }
     # The Job fails at once by a final exit code, with a reason that no restart follows; all else restarts the set.
     rules = [{"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}]
+    spec = {
+        "failurePolicy": {"maxRestarts": args.restarts, "rules": rules},
+        "network": {"enableDNSHostnames": True},
+        "replicatedJobs": [{"name": "slice", "replicas": args.slices, "template": job}],
+    }
+    digest = hashlib.sha256(json.dumps(spec).encode()).hexdigest()[:16]
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
         "kind": "JobSet",
         "metadata": {
             "name": args.name,
             "namespace": args.namespace,
-            "labels": {"bert-jax-launch": args.name},
-            "annotations": {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"},
+            "labels": {LABEL: args.name},
+            "annotations": {
+                "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool",
+                DIGEST: digest,
+            },
         },
-        "spec": {
-            "failurePolicy": {"maxRestarts": args.restarts, "rules": rules},
-            "network": {"enableDNSHostnames": True},
-            "replicatedJobs": [{"name": "slice", "replicas": args.slices, "template": job}],
-        },
+        "spec": spec,
     }
+
+
+def secret_name(args: argparse.Namespace) -> str:
+    """Of the Secret with the variables."""
+    return f"{args.name}-env"
+
+
+def secret(args: argparse.Namespace, values: dict[str, str]) -> str:
+    """The Secret with the variables, as kubectl reads it."""
+    labels = {LABEL: args.name}
+    metadata = {"name": secret_name(args), "namespace": args.namespace, "labels": labels}
+    found = {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "type": "Opaque", "data": values}
+    return json.dumps(found, indent=1, ensure_ascii=False)
 
 
 def escaped(word: str) -> str:
@@ -111,44 +138,127 @@ def kubectl(args: argparse.Namespace, *words: str) -> list[str]:
     return ["kubectl", *words, f"--namespace={args.namespace}"]
 
 
-def commands(args: argparse.Namespace, words: list[str]) -> list[tuple[list[str], str | None]]:
-    """What is run, and what each reads."""
-    if args.xpk:
-        job = shown(["python", "-m", "bert_jax.train", *words])
-        xpk = ["xpk", "workload", "create", f"--cluster={args.xpk}", f"--workload={args.name}"]
-        xpk += [f"--docker-image={args.image}", f"--tpu-type={args.tpu_type}", f"--num-slices={args.slices}"]
-        return [([*xpk, f"--max-restarts={args.restarts}", f"--command={job}"], None)]
-    found: list[tuple[list[str], str | None]] = []
-    if args.env:
-        file = "job.env" if args.dry_run else outside.environment_file(args.env, plain=True)
-        found.append(
-            (kubectl(args, "create", "secret", "generic", f"{args.name}-env", f"--from-env-file={file}"), None)
+def workload(args: argparse.Namespace, words: list[str]) -> list[str]:
+    """Hands the job to xpk."""
+    job = shown(["python", "-m", "bert_jax.train", *words])
+    xpk = ["xpk", "workload", "create", f"--cluster={args.xpk}", f"--workload={args.name}"]
+    xpk += [f"--docker-image={args.image}", f"--tpu-type={args.tpu_type}", f"--num-slices={args.slices}"]
+    return [*xpk, f"--max-restarts={args.restarts}", f"--command={job}"]
+
+
+def look(args: argparse.Namespace) -> list[str]:
+    """Whose the JobSet is, and how it stands."""
+    return kubectl(args, "get", "jobset", args.name, "--output=json")
+
+
+def look_at_secret(args: argparse.Namespace) -> list[str]:
+    """Whose the Secret is, without its values: its name and our label, nothing where there is none."""
+    shape = f"--output=jsonpath={{.metadata.name}}/{{.metadata.labels.{LABEL}}}"
+    return kubectl(args, "get", "secret", secret_name(args), "--ignore-not-found", shape)
+
+
+def apply(args: argparse.Namespace) -> list[str]:
+    """Makes what is described on stdin."""
+    return kubectl(args, "apply", "--filename=-")
+
+
+def remove(args: argparse.Namespace) -> list[str]:
+    """Deletes the JobSet, and the Secret where there is one."""
+    return kubectl(args, "delete", f"jobset/{args.name}", *([f"secret/{secret_name(args)}"] if args.env else []))
+
+
+def state_of(jobset: dict) -> str:
+    """Completed, Failed, or "" while it goes on."""
+    return jobset.get("status", {}).get("terminalState", "")
+
+
+def runs_already(args: argparse.Namespace, wanted: dict) -> bool:
+    """Whether this very job is there and goes on. Raises LaunchError where the name is taken by another."""
+    found = run(look(args), capture=True)
+    if found.code and outside.missing(found.said):
+        return False
+    if found.code:
+        raise outside.failure(look(args), found)
+    there = json.loads(found.output)
+    metadata = there["metadata"]
+    if metadata.get("labels", {}).get(LABEL) != args.name:
+        raise LaunchError(f"JobSet {args.name} is there already and was not made by this script; take another --name")
+    same = metadata.get("annotations", {}).get(DIGEST) == wanted["metadata"]["annotations"][DIGEST]
+    if state_of(there) or not same:
+        how = state_of(there) or "running with other arguments"
+        raise LaunchError(
+            f"JobSet {args.name} is there already: {how}; take another --name, or delete it: {shown(remove(args))}"
         )
-    return [*found, (kubectl(args, "apply", "--filename=-"), json.dumps(manifest(args, words), indent=1))]
+    return True
+
+
+def make_secret(args: argparse.Namespace) -> None:
+    """Makes the Secret. What kubectl says of it is not shown, since it may repeat what it read."""
+    owner = must(look_at_secret(args), capture=True).strip()
+    if owner not in ("", f"{secret_name(args)}/{args.name}"):
+        raise LaunchError(f"Secret {secret_name(args)} is there already, of somebody else; take another --name")
+    values = {name: base64.b64encode(os.environ[name].encode()).decode() for name in args.env}
+    if code := run(apply(args), capture=True, stdin=secret(args, values)).code:
+        raise LaunchError(
+            f"Secret {secret_name(args)} could not be made (kubectl ended with {code}, and its words may hold values); "
+            f"see whether you may: {shown(kubectl(args, 'auth', 'can-i', 'create', 'secrets'))}"
+        )
+
+
+def follow(args: argparse.Namespace) -> str:
+    """Waits for the end of the JobSet: Completed or Failed. Raises LaunchError where it is gone or one may not look."""
+    waits, told = outside.pauses(POLL), False
+    while True:
+        found = run(look(args), capture=True)
+        if not found.code:
+            if state := state_of(json.loads(found.output)):
+                return state
+            waits, told = outside.pauses(POLL), False
+            time.sleep(POLL)
+            continue
+        if outside.missing(found.said):
+            raise LaunchError(f"JobSet {args.name} is gone: somebody deleted it")
+        if outside.denied(found.said):
+            raise LaunchError(f"{args.name} cannot be looked at: {found.last}; end it with: {shown(remove(args))}")
+        if not told:
+            say(f"{args.name} cannot be looked at: {found.last}; trying on")
+            told = True
+        time.sleep(next(waits))
+
+
+def dry_run(args: argparse.Namespace, wanted: str) -> None:
+    """Prints all commands and what they read, without values of variables."""
+    run(look(args), dry_run=True)
+    if args.env:
+        run(look_at_secret(args), dry_run=True)
+        run(apply(args), dry_run=True, stdin=secret(args, dict.fromkeys(args.env, "…")))
+    run(apply(args), dry_run=True, stdin=wanted)
+    run(remove(args), dry_run=True)
 
 
 def script(argv: list[str]) -> int:
     """0 when the set completed, 1 when it failed."""
     args, words = parse(argv)
-    state = kubectl(args, "get", "jobset", args.name, "--output=jsonpath={.status.terminalState}")
-    remove = kubectl(args, "delete", "jobset", args.name)
-    if args.dry_run:
-        for command, text in commands(args, words):
-            run(command, dry_run=True, stdin=text)
-        if not args.xpk:
-            run(state, dry_run=True)
-            run(remove, dry_run=True)
-        return 0
-    for command, text in commands(args, words):
-        must(command, stdin=text)
     if args.xpk:
+        must(workload(args, words), dry_run=args.dry_run)
         return 0
-    say(f"its nodes cost money while it runs; end it with: {shown(remove)}")
-    while not (found := must(state, capture=True).strip()):
-        time.sleep(POLL)
+    wanted = manifest(args, words)
+    text = json.dumps(wanted, indent=1)
+    if args.dry_run:
+        dry_run(args, text)
+        return 0
+    known = runs_already(args, wanted)
+    if known:
+        say(f"JobSet {args.name} runs already, with the same arguments; following it")
+    say(f"its nodes cost money while it runs; what is there goes with: {shown(remove(args))}")
+    if args.env and not known:
+        make_secret(args)
+    if not known:
+        must(apply(args), stdin=text)
+    state = follow(args)
     logs = kubectl(args, "logs", f"--selector=jobset.sigs.k8s.io/jobset-name={args.name}", "--tail=50")
-    say(f"{args.name}: {found}; what it said: {shown(logs)}")
-    return int(found != "Completed")
+    say(f"{args.name}: {state}; what it said: {shown(logs)}; what is there goes with: {shown(remove(args))}")
+    return int(state != "Completed")
 
 
 if __name__ == "__main__":

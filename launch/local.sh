@@ -14,7 +14,8 @@ port=${PORT:-$(python3 -c 'import socket; s = socket.socket(); s.bind(("", 0)); 
 export JAX_PLATFORMS=cpu JAX_NUM_PROCESSES=$processes JAX_COORDINATOR_ADDRESS=127.0.0.1:$port
 export XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=$devices"
 pids=()
-trap 'kill -TERM "${pids[@]}" 2>/dev/null' TERM
+# Processes in the background of a script do not hear Ctrl-C: told by TERM, they save and end.
+trap 'kill -TERM "${pids[@]}" 2>/dev/null' TERM INT HUP
 for ((index = 0; index < processes; index++)); do
     JAX_PROCESS_ID=$index "$@" &
     pids+=($!)

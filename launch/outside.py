@@ -5,6 +5,7 @@ Nothing but Python's standard library: they run where nothing is installed.
 
 import argparse
 import atexit
+import contextlib
 import os
 import random
 import shlex
@@ -34,17 +35,57 @@ FINAL = {
     6: "data that cannot be used",
     130: "interrupted by a person",
 }
+# What gcloud and kubectl say when the network or the far side is at fault, and when it is who one is. Without a
+# network gcloud advises to log in, too, since it cannot renew its token: so the first are looked for first.
+PASSING = (
+    *("connection", "max retries", "timed out", "timeout", "dial tcp", "unreachable", "resolve", "name or service"),
+    *("unavailable", "deadline", "internal error", "transport"),
+)
+DENIED = (
+    *("permission", "forbidden", "unauthorized", "unauthenticated", "logged in", "auth login", "credential"),
+    *("invalid_grant", "active account", "reauthenticat", "required property"),
+)
 
 
 class Result(NamedTuple):
-    """What became of an outside command."""
+    """What became of an outside command; `error` only of one that was captured."""
 
     code: int
     output: str
+    error: str = ""
+
+    @property
+    def said(self) -> str:
+        """All that it said."""
+        return self.output + self.error
+
+    @property
+    def last(self) -> str:
+        """The last line that it said."""
+        return (self.said.strip().splitlines() or ["no reason given"])[-1].strip()
 
 
 class LaunchError(Exception):
     """A fault with a way out; its text is one line."""
+
+
+class PassingError(LaunchError):
+    """A fault that may be gone at the next try."""
+
+
+def passing(said: str) -> bool:
+    """Whether the network or the far side failed, as far as one can tell from what a command said."""
+    return any(word in said.lower() for word in PASSING)
+
+
+def denied(said: str) -> bool:
+    """Whether one is not logged in, or not permitted: trying again does not help."""
+    return not passing(said) and any(word in said.lower() for word in DENIED)
+
+
+def missing(said: str) -> bool:
+    """Whether what was looked at is not there."""
+    return not passing(said) and any(word in said.lower() for word in ("not found", "not_found", "notfound"))
 
 
 def shown(words: list[str]) -> str:
@@ -53,7 +94,7 @@ def shown(words: list[str]) -> str:
 
 
 def run(words: list[str], *, dry_run: bool = False, capture: bool = False, stdin: str | None = None) -> Result:
-    """Runs an outside command; every one passes here. `capture` takes its output (both streams), else it is shown.
+    """Runs an outside command; every one passes here. `capture` takes its output, else it is shown.
 
     A dry run prints the command on stdout instead, with what it would read, and says that it went well.
     """
@@ -63,38 +104,47 @@ def run(words: list[str], *, dry_run: bool = False, capture: bool = False, stdin
     if not capture:
         say(f"+ {shown(words)}")
     try:
-        # What is read is shown at once and kept: exit marks of workers are in it.
         with subprocess.Popen(
             words,
             stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            # Apart when captured: gcloud's warnings would stand in what is parsed.
+            stderr=subprocess.PIPE if capture else subprocess.STDOUT,
             text=True,
             errors="replace",
         ) as process:
+            if capture:
+                output, error = process.communicate(stdin)
+                return Result(process.returncode, output, error)
             if stdin is not None:
-                process.stdin.write(stdin)
-                process.stdin.close()
-            lines = []
+                with contextlib.suppress(BrokenPipeError):  # it ended without reading; its code tells
+                    process.stdin.write(stdin)
+                    process.stdin.close()
+            marks = []
             for line in process.stdout:
-                if not capture:
-                    print(line, end="", flush=True)
-                if capture or EXIT_MARK in line:
-                    lines.append(line)
+                print(line, end="", flush=True)
+                if EXIT_MARK in line:
+                    marks.append(line)
     except FileNotFoundError:
         raise LaunchError(
             f"{words[0]}: no such command here; install it, or see what would be run with --dry-run"
         ) from None
-    return Result(process.returncode, "".join(lines))
+    return Result(process.returncode, "".join(marks))
 
 
 def must(words: list[str], **how: object) -> str:
-    """`run`, where failure ends the script: the output. Raises LaunchError with the last line that it printed."""
+    """`run`, where failure is a LaunchError with the last line that was said, or a PassingError: the output."""
     found = run(words, **how)
     if found.code:
-        last = found.output.strip().splitlines()[-1:] or ["see above"]
-        raise LaunchError(f"{' '.join(words[:4])} … failed with code {found.code}: {last[0].strip()}")
+        raise failure(words, found)
     return found.output
+
+
+def failure(words: list[str], found: Result) -> LaunchError:
+    """The error that tells of a command that failed."""
+    fault = PassingError if passing(found.said) else LaunchError
+    reason = found.last if found.said else "see above"
+    return fault(f"{' '.join(words[:4])} … failed with code {found.code}: {reason}")
 
 
 def say(message: str) -> None:
@@ -122,11 +172,18 @@ def worst(output: str) -> int:
 
 
 def supervise(attempt: Callable[[], int], *, tries: int, pause: Callable[[float], None] = time.sleep) -> int:
-    """Repeats `attempt`, which gives an exit code, until it is FINAL or `tries` restarts are used up; the last code."""
+    """Repeats `attempt`, which gives an exit code, until it is FINAL or `tries` restarts are used up; the last code.
+
+    A PassingError of `attempt` counts as a lost connection.
+    """
     waits = pauses()
     for number in range(tries + 1):
         began = time.monotonic()
-        code = attempt()
+        try:
+            code = attempt()
+        except PassingError as error:
+            say(str(error))
+            code = LOST
         if code in FINAL:
             say(f"exit code {code}: {FINAL[code]}")
             return code
@@ -160,17 +217,34 @@ def arguments(description: str, example: str) -> argparse.ArgumentParser:
     return parser
 
 
-def parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """(options, the arguments of `bert_jax.train` after `--`)."""
+def parse(
+    parser: argparse.ArgumentParser, argv: list[str], *, bundled: bool = False
+) -> tuple[argparse.Namespace, list[str]]:
+    """(options, the arguments of `bert_jax.train` after `--`). `bundled`: machines get `bundle()` and nothing else."""
     split = argv.index("--") if "--" in argv else len(argv)
     args = parser.parse_args(argv[:split])
     if not argv[split + 1 :]:
         parser.error("after -- come the arguments of bert_jax.train: -- --config configs/… --workdir …")
     if not args.name.replace("-", "").isalnum() or args.name != args.name.lower() or not args.name[0].isalpha():
         parser.error(f"--name {args.name!r}: small letters, digits and -, a letter first")
-    if missing := [name for name in args.env if name not in os.environ]:
-        parser.error(f"--env {missing[0]}: not set here")
-    return args, argv[split + 1 :]
+    if unset := [name for name in args.env if name not in os.environ]:
+        parser.error(f"--env {unset[0]}: not set here")
+    words = argv[split + 1 :]
+    if bundled and (strange := [path for path in configs_of(words) if not in_bundle(path)]):
+        parser.error(f"--config {strange[0]}: machines get only configs/ of this checkout; put it there, as configs/…")
+    return args, words
+
+
+def configs_of(words: list[str]) -> list[str]:
+    """What stands after --config."""
+    joined = [word.removeprefix("--config=") for word in words if word.startswith("--config=")]
+    return joined + [after for word, after in zip(words, words[1:], strict=False) if word == "--config"]
+
+
+def in_bundle(path: str) -> bool:
+    """Whether it is a file that the bundle has under the same name."""
+    there = (ROOT / path).resolve()
+    return not os.path.isabs(path) and there.is_file() and there.is_relative_to(ROOT / "configs")
 
 
 def bundle() -> str:
@@ -194,16 +268,11 @@ def _without_caches(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
     return None if "__pycache__" in entry.name else entry
 
 
-def environment_file(names: list[str], *, plain: bool = False) -> str:
-    """A temporary file with the variables: values stand in no command line.
-
-    As a shell reads them, or `plain`: NAME=value, without quotes.
-    """
+def environment_file(names: list[str]) -> str:
+    """A temporary file with the variables, as a shell reads them: values stand in no command line."""
     path = _temporary(".env")
     with open(path, "w", encoding="utf-8") as file:
-        for name in names:
-            value = os.environ[name]
-            file.write(f"{name}={value}\n" if plain else f"export {name}={shlex.quote(value)}\n")
+        file.writelines(f"export {name}={shlex.quote(os.environ[name])}\n" for name in names)
     return path
 
 

@@ -10,6 +10,12 @@ import sys
 from outside import main, supervise
 
 
+def run(command: list[str]) -> int:
+    """Its exit code; 128 and the signal's number where one ended it, as a shell tells it."""
+    code = subprocess.call(command)
+    return code if code >= 0 else 128 - code
+
+
 def script(argv: list[str]) -> int:
     """The last exit code of the command."""
     split = argv.index("--") if "--" in argv else len(argv)
@@ -18,7 +24,7 @@ def script(argv: list[str]) -> int:
     args = parser.parse_args(argv[:split])
     if not argv[split + 1 :]:
         parser.error("after -- comes the command")
-    return supervise(lambda: abs(subprocess.call(argv[split + 1 :])), tries=args.restarts)
+    return supervise(lambda: run(argv[split + 1 :]), tries=args.restarts)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,11 @@ again: it finds its resource and goes on.
 
 import argparse
 import time
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import outside
-from outside import LaunchError, must, run, say, shown
+from outside import LaunchError, PassingError, must, run, say, shown
 
 LABEL = "bert-jax-launch"
 POLL = 30.0  # seconds between looks at a queued resource
@@ -22,7 +24,7 @@ IMAGES = {
     "v5p": "v2-alpha-tpuv5",
     "v6e": "v2-alpha-tpuv6e",
 }
-GONE = ("SUSPENDING", "SUSPENDED")
+DEAD = ("SUSPENDING", "SUSPENDED", "FAILED")  # states that no TPU comes of any more
 QUOTA = ("quota", "resource_exhausted")
 
 
@@ -35,7 +37,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--image", default="", help="software version; default: the usual one of the type")
     parser.add_argument("--spot", action="store_true", help="cheaper, may be taken away at any time")
     parser.add_argument("--delete", action="store_true", help="delete the TPU when the job is done")
-    args, words = outside.parse(parser, argv)
+    args, words = outside.parse(parser, argv, bundled=True)
     args.image = args.image or IMAGES.get(args.type.split("-")[0], "")
     if not args.image:
         parser.error(f"--type {args.type}: begins with none of {', '.join(IMAGES)}; name its --image")
@@ -60,8 +62,8 @@ def create(args: argparse.Namespace) -> list[str]:
 
 
 def describe(args: argparse.Namespace) -> list[str]:
-    """Its state and the label that says whether it is ours."""
-    shape = f"--format=value(state.state,tpu.nodeSpec[0].node.labels.{LABEL})"
+    """Its state, the label that says whether it is ours, and why it failed."""
+    shape = f"--format=value(state.state,tpu.nodeSpec[0].node.labels.{LABEL},state.failedData.error.message)"
     return gcloud(args, "queued-resources", "describe", args.name, shape)
 
 
@@ -80,39 +82,72 @@ def copy(args: argparse.Namespace, source: str, target: str) -> list[str]:
     return gcloud(args, "tpu-vm", "scp", source, f"{args.name}:{target}", "--worker=all")
 
 
-def state_of(args: argparse.Namespace) -> str:
-    """State of our resource, "" when there is none. Raises LaunchError where one of that name is not ours."""
+class Look(NamedTuple):
+    """What `describe` tells; no state when there is no such resource."""
+
+    state: str = ""
+    label: str = ""
+    reason: str = ""
+
+
+@dataclass
+class Progress:
+    """What this call knows of."""
+
+    there: bool = False  # a resource of ours, which may cost money
+    installed: bool = False
+
+
+def look(args: argparse.Namespace) -> Look:
+    """How the resource stands. Raises LaunchError where one may not know, PassingError where that may pass."""
     found = run(describe(args), capture=True)
-    if found.code:
-        if "NOT_FOUND" in found.output or "not found" in found.output.lower():
-            return ""
-        raise LaunchError(f"{args.name} cannot be looked at: {found.output.strip().splitlines()[-1:]}")
-    state, _, label = found.output.strip().partition("\t")
-    if label.strip() != args.name:
+    if not found.code:
+        return Look(*(field.strip() for field in found.output.strip("\n").split("\t", 2)))
+    if outside.missing(found.said):
+        return Look()
+    fault = LaunchError if outside.denied(found.said) else PassingError
+    raise fault(f"{args.name} cannot be looked at: {found.last}")
+
+
+def ours(args: argparse.Namespace) -> Look:
+    """As `look`. Raises LaunchError where one of that name is not ours."""
+    found = look(args)
+    if found.state and found.label != args.name:
         raise LaunchError(f"{args.name} is there already and was not made by this script; take another --name")
-    return state
+    return found
 
 
-def acquire(args: argparse.Namespace) -> bool:
-    """Waits for the TPU, created anew where it is gone; whether it is a new one, with nothing installed."""
-    new, told = False, ""
-    while (state := state_of(args)) != "ACTIVE":
-        if state != told:
-            say(f"{args.name}: {state or 'not there'}")
-            told = state
-        if state in (*GONE, "FAILED"):
-            must(delete(args))
-        if state in (*GONE, "FAILED", ""):
-            found = run(create(args), capture=True)
-            if found.code:
-                last = (found.output.strip().splitlines() or ["no reason given"])[-1]
-                remedy = "; ask for more quota, or take another zone or type" if refused(found.output) else ""
-                raise LaunchError(f"{args.name} cannot be created: {last}{remedy}")
-            new = True
+def acquire(args: argparse.Namespace, progress: Progress) -> None:
+    """Waits for the TPU, created anew where it is gone.
+
+    Raises PassingError where one that was created here comes to nothing: then there is a pause before the next.
+    """
+    created, told = False, ""
+    while (found := ours(args)).state != "ACTIVE":
+        progress.there = progress.there or bool(found.state)
+        if found.state != told:
+            say(f"{args.name}: {found.state or 'not there'}{found.reason and f': {found.reason}'}")
+            told = found.state
+        if found.state in DEAD:
+            must(delete(args), capture=True)
+            if created:
+                raise PassingError(f"{args.name}: {found.state} right after it was made, so deleted")
+        if found.state in ("", *DEAD):
+            ask(args)
+            created, progress.there, progress.installed = True, True, False
         else:
             time.sleep(POLL)
+    progress.there = True
     say(f"{args.name}: ACTIVE; it costs money from now on until it is deleted: {shown(delete(args))}")
-    return new
+
+
+def ask(args: argparse.Namespace) -> None:
+    """Runs `create`. Raises LaunchError with a way out where one is known, PassingError where that may pass."""
+    found = run(create(args), capture=True)
+    if found.code:
+        remedy = "; ask for more quota, or take another zone or type" if refused(found.said) else ""
+        fault = PassingError if outside.passing(found.said) and not remedy else LaunchError
+        raise fault(f"{args.name} cannot be created: {found.last}{remedy}")
 
 
 def refused(output: str) -> bool:
@@ -138,25 +173,38 @@ def script(argv: list[str]) -> int:
         for command in (create(args), describe(args), *install(args, "bert_jax.tgz"), job, delete(args)):
             run(command, dry_run=True)
         return 0
-    installed = False
+    progress = Progress()
 
     def attempt() -> int:
-        nonlocal installed
-        if acquire(args):
-            installed = False
-        if not installed:
+        acquire(args, progress)
+        if not progress.installed:
             for command in install(args, outside.bundle()):
                 if (code := run(command).code) != 0:
                     return code if code not in outside.FINAL else outside.LOST
-            installed = True
+            progress.installed = True
         return outside.worst(run(job).output)
 
-    code = outside.supervise(attempt, tries=args.restarts)
-    if args.delete and code == 0:
-        must(delete(args))
-    elif state_of(args):
-        say(f"{args.name} is still there and costs money; delete it with: {shown(delete(args))}")
+    try:
+        code = outside.supervise(attempt, tries=args.restarts)
+    except LaunchError as error:
+        if not progress.there:
+            raise
+        say(f"launch: {error}")
+        code = 2
+    if not (args.delete and code == 0 and run(delete(args)).code == 0):
+        farewell(args)
     return code
+
+
+def farewell(args: argparse.Namespace) -> None:
+    """Says what is left, as far as one can see."""
+    try:
+        found = look(args)
+    except LaunchError as error:
+        say(f"{error}; as long as it is there it costs money; delete it with: {shown(delete(args))}")
+        return
+    if found.state and found.label == args.name:
+        say(f"{args.name} is still there and costs money; delete it with: {shown(delete(args))}")
 
 
 if __name__ == "__main__":
