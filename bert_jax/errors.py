@@ -71,24 +71,30 @@ def _with_dashes(word: str) -> str:
     return flag.replace("_", "-") + equals + value if re.fullmatch(r"--[\w-]+", flag) else word
 
 
+def code_and_words(error: Exception) -> tuple[int, str]:
+    """The exit code of an error, and what tells of it; 1 is a bug of ours."""
+    if isinstance(error, BertJaxError):
+        return error.exit_code, str(error)
+    if isinstance(error, FloatingPointError):  # of jax_debug_nans
+        return NonFiniteLossError.exit_code, str(error)
+    if isinstance(error, OSError):
+        return StorageError.exit_code, f"{error.filename or 'storage'}: {error.strerror or error}"
+    return BertJaxError.exit_code, f"{type(error).__name__}: {error}"
+
+
 def run_command(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> None:
     """Runs `main(argv)` and exits with its code; a known error is one line on stderr, after its traceback with
     `--debug`."""
     argv = sys.argv[1:] if argv is None else argv
     sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that cannot show a letter is no reason to fail
-    caught, message, code = None, "", 0
+    caught, code = None, 0
     try:
         code = main(argv) or 0
         sys.stdout.flush()
-    except BertJaxError as error:
-        caught, message, code = error, str(error), error.exit_code
-    except FloatingPointError as error:  # of jax_debug_nans
-        caught, message, code = error, str(error), NonFiniteLossError.exit_code
     except BrokenPipeError:  # the reader, `head` say, has enough
         _drop_output()
-    except OSError as error:
-        caught, message = error, f"{error.filename or 'storage'}: {error.strerror or error}"
-        code = StorageError.exit_code
+    except (BertJaxError, FloatingPointError, OSError) as error:
+        caught = error
         try:
             sys.stdout.flush()
         except OSError:
@@ -99,6 +105,7 @@ def run_command(main: Callable[[list[str]], int | None], argv: list[str] | None 
     if caught is not None:
         if "--debug" in argv:
             traceback.print_exception(caught)
+        code, message = code_and_words(caught)
         print(f"bert_jax: error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from bert_jax.errors import BertJaxError, ConfigError, PeerError, StorageError
+from bert_jax.errors import BertJaxError, ConfigError, PeerError, code_and_words
 from bert_jax.progress import say
 
 PORT = 8476  # where process 0 listens, unless the address says otherwise
@@ -287,7 +287,9 @@ def from_first(function: Callable[[], Result]) -> Result:
 
 
 def together(function: Callable[[], Result]) -> Result:
-    """`function` in every process. What it raises in some is raised in all, with the number of the process."""
+    """`function` in every process. What it raises in some is raised in all: elsewhere as an error of the same exit
+    code, with the number of the process.
+    """
     import jax
 
     if jax.process_count() == 1:
@@ -298,19 +300,14 @@ def together(function: Callable[[], Result]) -> Result:
     result, fault = None, None
     try:
         result = function()
-    except BertJaxError as error:
+    except Exception as error:  # whatever it is, nobody may wait for this process
         fault = error
-    except OSError as error:
-        fault = StorageError(f"{error.filename or 'storage'}: {error.strerror or error}")
-    except Exception as error:
-        fault = BertJaxError(f"{type(error).__name__}: {error}")
-        fault.__cause__ = error
-    code = fault.exit_code if fault else 0
-    said = np.frombuffer(str(fault or "").encode()[:MESSAGE_BYTES].ljust(MESSAGE_BYTES), np.uint8)
-    codes, words = multihost_utils.process_allgather((np.array(code), said))
+    code, words = code_and_words(fault) if fault else (0, "")
+    said = np.frombuffer(words.encode()[:MESSAGE_BYTES].ljust(MESSAGE_BYTES), np.uint8)
+    codes, told = multihost_utils.process_allgather((np.array(code), said))
     if fault is not None:
         raise fault
-    for index, (code, said) in enumerate(zip(codes.tolist(), words, strict=True)):
+    for index, (code, said) in enumerate(zip(codes.tolist(), told, strict=True)):
         if code:
             kinds = (kind for kind in BertJaxError.__subclasses__() if kind.exit_code == code)
             kind = next(kinds, BertJaxError)
