@@ -3,6 +3,7 @@
 import itertools
 import math
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
@@ -43,10 +44,7 @@ def collectives(text: str, mesh: dict[str, int]) -> list[Collective]:
     """Those of a program's text, those in a loop as often as it turns. `mesh`: axis -> size, in the mesh's order."""
     trips = loop_trips(text)
     found: dict[tuple[str, str, int], list[int]] = {}
-    computation = ""
-    for line in text.splitlines():
-        if started := _COMPUTATION.match(line):
-            computation = started[1]
+    for computation, line in lines_of(text):
         operation = _OPERATION.search(line)
         if not operation:
             continue
@@ -69,22 +67,24 @@ def cycles(text: str) -> int:
 
     It makes none for random bits, collectives, kernels of others, and copies that run beside the computation.
     """
-    trips, computation, total = loop_trips(text), "", 0
+    trips = loop_trips(text)
+    found = ((computation, _CYCLES.search(line)) for computation, line in lines_of(text))
+    return sum(trips.get(computation, 1) * int(estimate[1]) for computation, estimate in found if estimate)
+
+
+def lines_of(text: str) -> Iterator[tuple[str, str]]:
+    """(computation, line) of every line."""
+    computation = ""
     for line in text.splitlines():
         if started := _COMPUTATION.match(line):
             computation = started[1]
-        elif found := _CYCLES.search(line):
-            total += trips.get(computation, 1) * int(found[1])
-    return total
+        yield computation, line
 
 
 def loop_trips(text: str) -> dict[str, int]:
     """computation -> how often loops run it; loops inside loops multiply."""
     inside: dict[str, list[tuple[str, int]]] = {}  # computation -> those that it runs
-    computation = ""
-    for line in text.splitlines():
-        if started := _COMPUTATION.match(line):
-            computation = started[1]
+    for computation, line in lines_of(text):
         if body := _BODY.search(line):
             known = _TRIPS.search(line)
             inside.setdefault(computation, []).append((body[1], int(known[1]) if known else 1))

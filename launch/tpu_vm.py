@@ -91,7 +91,7 @@ class Look(NamedTuple):
 
 
 @dataclass
-class Progress:
+class Known:
     """What this call knows of."""
 
     there: bool = False  # a resource of ours, which may cost money
@@ -117,14 +117,14 @@ def ours(args: argparse.Namespace) -> Look:
     return found
 
 
-def acquire(args: argparse.Namespace, progress: Progress) -> None:
+def acquire(args: argparse.Namespace, known: Known) -> None:
     """Waits for the TPU, created anew where it is gone.
 
     Raises PassingError where one that was created here comes to nothing: then there is a pause before the next.
     """
     created, told = False, ""
     while (found := ours(args)).state != "ACTIVE":
-        progress.there = progress.there or bool(found.state)
+        known.there = known.there or bool(found.state)
         if found.state != told:
             say(f"{args.name}: {found.state or 'not there'}{found.reason and f': {found.reason}'}")
             told = found.state
@@ -134,10 +134,10 @@ def acquire(args: argparse.Namespace, progress: Progress) -> None:
                 raise PassingError(f"{args.name}: {found.state} right after it was made, so deleted")
         if found.state in ("", *DEAD):
             ask(args)
-            created, progress.there, progress.installed = True, True, False
+            created, known.there, known.installed = True, True, False
         else:
             time.sleep(POLL)
-    progress.there = True
+    known.there = True
     say(f"{args.name}: ACTIVE; it costs money from now on until it is deleted: {shown(delete(args))}")
 
 
@@ -173,21 +173,21 @@ def script(argv: list[str]) -> int:
         for command in (create(args), describe(args), *install(args, "bert_jax.tgz"), job, delete(args)):
             run(command, dry_run=True)
         return 0
-    progress = Progress()
+    known = Known()
 
     def attempt() -> int:
-        acquire(args, progress)
-        if not progress.installed:
+        acquire(args, known)
+        if not known.installed:
             for command in install(args, outside.bundle()):
                 if (code := run(command).code) != 0:
                     return code if code not in outside.FINAL else outside.LOST
-            progress.installed = True
+            known.installed = True
         return outside.worst(run(job).output)
 
     try:
         code = outside.supervise(attempt, tries=args.restarts)
     except LaunchError as error:
-        if not progress.there:
+        if not known.there:
             raise
         say(f"launch: {error}")
         code = 2
