@@ -108,7 +108,7 @@ def test_what_is_not_there_and_what_fails_is_one_line(bucket, monkeypatch):
         storage.fetch("gs://b/x")
 
 
-def test_rows_of_a_bucket_are_those_of_a_file(bucket, corpus, tokenizer_folder, tmp_path):
+def test_rows_of_a_bucket_are_those_of_a_file(bucket, corpus, tokenizer_folder, tmp_path, capsys):
     (bucket / "text").mkdir()
     lines = corpus.read_text().split("\n\n")
     for number in range(3):
@@ -121,6 +121,14 @@ def test_rows_of_a_bucket_are_those_of_a_file(bucket, corpus, tokenizer_folder, 
     for part in ("1/2", "2/2"):
         prepare.main(["--input", "gs://b/text/*.txt", "--part", part, *remote, *common])
     assert not (bucket / "p").exists()
+    finished = bucket / "p.parts" / "00001-of-00002" / "tokens"
+    written = finished.stat().st_mtime_ns
+    forget()
+    beside = prepare.parts_folder(storage.cached("gs://b/p")) / "00002-of-00002.partial-another-1"
+    beside.mkdir(parents=True)  # of a process on this machine that is at work
+    prepare.main(["--input", "gs://b/text/*.txt", "--part", "1/2", *remote, *common])
+    assert "is there already" in capsys.readouterr().err and finished.stat().st_mtime_ns == written
+    assert beside.is_dir() and sorted(os.listdir(bucket / "p.parts")) == ["00001-of-00002", "00002-of-00002"]
     prepare.main(["--merge", *remote, *common])
     for file in (tmp_path / "p").iterdir():
         if file.is_file() and file.name != prepare.MANIFEST:

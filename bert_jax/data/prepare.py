@@ -156,6 +156,7 @@ def merge(
     parts = [read_part(path) for path in wanted]
     settings = {name: getattr(data, name) for name in _SETTINGS}
     for path, part in zip(wanted, parts, strict=True):
+        check_whole(path, part)
         if part["asked"] != parts[0]["asked"]:
             raise ConfigError(f"{path}: made of other files or with other settings than {wanted[0].name}; remove it")
     asked = parts[0]["asked"]
@@ -209,10 +210,14 @@ def read_part(folder: Path) -> dict[str, Any]:
             raise ValueError("sha256 differs")
     except (ValueError, KeyError, AttributeError) as error:
         raise DataError(f"{folder / PART}: damaged ({error}); remove {folder.name} and make it again") from None
-    for name, size in values["bytes"].items():
+    return values
+
+
+def check_whole(folder: Path, part: dict[str, Any]) -> None:
+    """Raises DataError where a file of a part has not the size that the part tells of."""
+    for name, size in part["bytes"].items():
         if not (folder / name).is_file() or (folder / name).stat().st_size != size:
             raise DataError(f"{folder / name}: not the {size:,} bytes that were written; remove {folder.name}")
-    return values
 
 
 def _prepare(
@@ -740,7 +745,7 @@ def main(argv: Sequence[str]) -> int:
 
     data = DataConfig(workers=options.workers, **{name: getattr(options, name) for name in _SETTINGS})
     numbers = parse_part(options.part) if options.part else None
-    with staged(options.output, parts=options.merge) as output:
+    with staged(options.output, numbers, merging=options.merge) as output:
         _check(output, data)  # before the tokenizer is read
         tokenizer = load_tokenizer(options.tokenizer, lowercase=options.lowercase, strip_accents=options.strip_accents)
         if numbers:
@@ -753,11 +758,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 @contextlib.contextmanager
-def staged(output: str, *, parts: bool) -> Iterator[Path]:
-    """Where `output` is made: a bucket's in the cache, from where it, or its parts, is carried up when it is whole.
+def staged(output: str, part: tuple[int, int] | None, *, merging: bool) -> Iterator[Path]:
+    """Where `output`, or a part of it, is made: a bucket's in the cache, from where it is carried up when it is whole.
 
-    With `parts` those that are in the bucket are fetched first, and go from there when they are joined. Raises
-    ConfigError where the bucket has it already.
+    Of a part that the bucket has already, what it says of itself is fetched. `merging`: all parts are, and go from the
+    bucket when they are joined. Raises ConfigError where the bucket has `output` already.
     """
     if not storage.is_remote(output):
         yield Path(output).absolute()
@@ -767,19 +772,25 @@ def staged(output: str, *, parts: bool) -> Iterator[Path]:
         if storage.place(output).exists():
             raise ConfigError(f"{output} is there already; remove it or take another --output")
     here, theirs = storage.cached(output), f"{output}.parts"
+    if part:
+        folder = part_folder(here, *part)
+        target = f"{theirs}/{folder.name}"
+        shutil.rmtree(folder, ignore_errors=True)
+        with storage.reached(target):
+            if storage.place(f"{target}/{PART}").exists():
+                storage.fetch(f"{target}/{PART}")
+        yield here
+        _carry_whole(folder, target, PART)
+        return
     shutil.rmtree(here, ignore_errors=True)
-    shutil.rmtree(parts_folder(here), ignore_errors=True)
-    if parts:
+    if merging:
+        shutil.rmtree(parts_folder(here), ignore_errors=True)
         storage.fetch(theirs)
     yield here
-    if here.is_dir():
-        _carry_whole(here, output, MANIFEST)
+    _carry_whole(here, output, MANIFEST)
+    if merging:
         with storage.reached(theirs):
-            if parts:
-                storage.place(theirs).rmtree()
-    elif parts_folder(here).is_dir():
-        for folder in parts_folder(here).iterdir():
-            _carry_whole(folder, f"{theirs}/{folder.name}", PART)
+            storage.place(theirs).rmtree()
 
 
 def _carry_whole(folder: Path, target: str, last: str) -> None:
