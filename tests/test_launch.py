@@ -595,14 +595,13 @@ def test_a_death_by_a_signal_is_told_as_a_shell_would(command, code):
 def test_ctrl_c_reaches_the_processes_of_this_machine(tmp_path):
     """They are in the background of a script, so the terminal's signal does not end them."""
     stub = 'trap "echo TERM >>ended; exit 143" TERM; echo >>began; while :; do sleep 0.1; done'
-    script = subprocess.Popen(
-        ["bash", ROOT / "launch" / "local.sh", "2", "1", "bash", "-c", stub],
-        cwd=tmp_path,
-        start_new_session=True,
-        # A test that runs in the background would hand on that SIGINT is ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        env={**os.environ, "PORT": "1"},
-    )
+    words = ["bash", ROOT / "launch" / "local.sh", "2", "1", "bash", "-c", stub]
+    # A test that runs in the background would hand on that SIGINT is ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        script = subprocess.Popen(words, cwd=tmp_path, start_new_session=True, env={**os.environ, "PORT": "1"})
+    finally:
+        signal.signal(signal.SIGINT, before)
     while not (tmp_path / "began").exists() or len((tmp_path / "began").read_text()) < 2:
         time.sleep(0.05)
     os.killpg(script.pid, signal.SIGINT)
