@@ -335,6 +335,17 @@ def test_questions_and_pairs_by_the_command(bert, heads, tmp_path):
     assert found[0].pop("true_label") == "good" and alone[0].pop("true_label") is None and found == alone
 
 
+def test_labels_that_are_not_the_model_s_are_shown_but_not_compared(bert, tmp_path, capsys):
+    """As those of a published model, LABEL_0 and others, beside a table that has names."""
+    (tmp_path / "t.tsv").write_text(f"text\tlabel\n{GOOD}\tpos\n")
+    assert run(bert, "--input", tmp_path / "t.tsv", "--output", tmp_path / "w.html", "--steps", 4) == 0
+    assert (
+        "t.tsv: line 2: 'pos', but the model's labels are bad, good; true labels are shown" in capsys.readouterr().err
+    )
+    assert '"judged":false' in (tmp_path / "w.html").read_text()
+    assert json.loads((tmp_path / "w.json").read_text())[0]["true_label"] == "pos"
+
+
 BAD_USE = {
     "no page": (["--text", "x", "--output", "w.json"], ConfigError, "name a page, such as words.html"),
     "no folder": (["--text", "x", "--output", "absent/w.html"], ConfigError, "no such folder"),
@@ -352,7 +363,11 @@ BAD_USE = {
     "a column of no table": (["--input", "t.txt", "--label-column", "x"], ConfigError, "a column is of tables"),
     "no such label": (["--text", "x", "--target", "god"], ConfigError, r"labels bad, good \(did you mean good"),
     "no such true label": (["--text", "x", "--true-label", "god"], ConfigError, "labels are bad, good"),
-    "no such label in a table": (["--input", "g.csv"], DataError, r"g.csv: line 3: label 'god': .*did you mean good"),
+    "no such label in a table": (
+        ["--input", "g.csv", "--label-column", "label"],
+        DataError,
+        r"g.csv: line 3: 'god', but .*did you mean good",
+    ),
     "a word of a text's label": (["--text", "x", "--word", "1"], ConfigError, "the label is of the whole text"),
     "no head for words": (["--text", "x", "--kind", "tag"], ConfigError, "tag: the model has no tagger"),
     "no head for answers": (["--question", "x", "--context", "y"], ConfigError, "answer: the model has no span_head"),

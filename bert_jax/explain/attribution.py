@@ -204,8 +204,8 @@ class Asked(NamedTuple):
     text: str
     pair: str | None
     true_label: str | None
-    where: str = ""
-    """File and line, of a table."""
+    where: str = "--true-label"
+    """What names it to the user: an option, or file and line."""
 
 
 def _count(text: str) -> int:
@@ -251,8 +251,13 @@ def run(args: argparse.Namespace) -> int:
     bert = load(args.model)
     kind = choose_kind(bert.params, "answer" if args.question is not None else args.kind)
     known = bert.labels if kind in ("classify", "tag") and bert.problem == PROBLEMS[0] else None
-    for asked in () if is_pipe else asked_of(args):
-        check_label(asked, known)
+    strange = strange_label(() if is_pipe else asked_of(args), known)
+    if strange and args.true_label is not None:
+        raise ConfigError(strange)
+    if strange and args.label_column:
+        raise DataError(strange)
+    if strange:  # the column only happens to be called "label"
+        say(f"note: {strange}; true labels are shown, but not compared")
     settings = {"kind": kind, "target": args.target, "word": args.word, "steps": args.steps, "baseline": args.baseline}
     # Of one text, which may be long, the points are counted.
     progress = Progress("attribution", *((count, "texts") if args.input else (args.steps + 2, "points")))
@@ -274,7 +279,8 @@ def run(args: argparse.Namespace) -> int:
             raise DataError(f"{args.input}: no text in it")
         lines.write("\n]\n")
         facts = {"kind": kind, "steps": args.steps, "baseline": args.baseline, "model": args.model, "texts": done}
-        facts["judged"] = bert.problem == PROBLEMS[0]  # of several labels one that is explained can be one of the true
+        # Of several labels one that is explained can be one of the true.
+        facts["judged"] = bert.problem == PROBLEMS[0] and not strange
         page.write(render(f"Word importance: {args.model}", "attribution", facts | {"rows": rows}))
     progress.close()
     if cut:
@@ -314,15 +320,13 @@ def check(args: argparse.Namespace) -> str:
     return beside
 
 
-def check_label(asked: Asked, known: tuple[str, ...] | None) -> None:
-    """Raises an error on a true label that is not among those of the model, where it has a list of them."""
-    label = asked.true_label
-    if label is None or known is None or label in known:
-        return
-    told = f"the model's labels are {', '.join(known)}{did_you_mean(label, known)}"
-    if asked.where:
-        raise DataError(f"{asked.where}: label {label!r}: {told}")
-    raise ConfigError(f"--true-label {label}: {told}")
+def strange_label(texts: Iterable[Asked], known: tuple[str, ...] | None) -> str:
+    """Of the first true label that is not among those of the model what is wrong, in words; "" where there is none."""
+    for asked in texts if known is not None else ():
+        if asked.true_label is not None and asked.true_label not in known:
+            hint = did_you_mean(asked.true_label, known)
+            return f"{asked.where}: {asked.true_label!r}, but the model's labels are {', '.join(known)}{hint}"
+    return ""
 
 
 def asked_of(args: argparse.Namespace) -> Iterator[Asked]:
