@@ -8,7 +8,7 @@ import sys
 from bert_jax.config import cache_folder
 from bert_jax.progress import say
 
-_ROOMY = 16 * 10**9  # bytes of a machine; fine-tuning MiniLM-L6 with 16 x 192 tokens keeps 8.9 GB and needs 3.0
+_ROOMY = 16 * 10**9  # bytes of a machine; 14 steps of MiniLM-L6 with 16 x 192 tokens took 5.5 GB so, 3.0 without
 # Parameters of glibc's mallopt, and the values that make it keep what is freed: one arena, no maps of their own for
 # large arrays, nothing given back.
 _MALLOC = {-8: 1, -4: 0, -1: 2**31 - 1, -2: 64 << 20}  # M_ARENA_MAX, M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
