@@ -123,7 +123,10 @@ def prepare_part(
         if read_part(folder)["asked"] == asked:
             say(f"{folder} is there already; remove it to make it again")
             return folder
-        raise ConfigError(f"{folder} was made of other files or with other settings; remove {folder.parent}")
+        raise ConfigError(
+            f"{folder.name} in the folder {folder.parent.name} was made of other files or with other settings; remove "
+            f"{folder.parent.name}, or take another --output"
+        )
     _remove_dead(folder)
     partial = folder.with_name(f"{_partial_prefix(folder)}{os.getpid()}")
     partial.mkdir(parents=True)
