@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 # Lengths that batches are padded to, so that few shapes compile: close together where most texts are.
 PREDICT_LENGTHS = (*range(8, 32, 2), *range(32, 64, 8), *range(64, 128, 16), *range(128, 513, 64))
-TRAIN_LENGTHS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-SHAPES = 4  # of TRAIN_LENGTHS that a set uses: each is a training step to compile, ten seconds on a CPU
-WINDOW = 32  # batches whose rows are dealt out by length
+TRAIN_LENGTHS = (*range(12, 64, 4), *range(64, 128, 8), *range(128, 256, 16), *range(256, 513, 32))
+SHAPES = 5  # of TRAIN_LENGTHS that a set uses: each is a training step to compile, ten seconds on a CPU
+WINDOW = 64  # batches whose rows are dealt out by length
 
 
 class Features(NamedTuple):
