@@ -6,7 +6,8 @@ step -> row numbers by a stateless permutation -> rows -> masks by counter-based
 import math
 import os
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -172,14 +173,19 @@ def eval_batches(
 
 
 def stream(make_batch: Callable[[int], Batch], start: int, stop: int, *, ahead: int = 4) -> Iterator[Batch]:
-    """Batches `start` to `stop - 1`, each made by tf.data while the device works on those before."""
+    """Batches `start` to `stop - 1`, each made by tf.data while the device works on those before; the first right away,
+    with whose step, and its compiling, the seconds pass that importing TensorFlow takes.
+    """
     if start >= stop:
         return
-    import tensorflow as tf
-
-    tf.config.set_visible_devices([], "GPU")  # tf.data only: JAX owns the accelerators
-    names, types = zip(*((name, array.dtype) for name, array in make_batch(start).items()), strict=True)
-
+    first = make_batch(start)
+    with ThreadPoolExecutor(1) as thread:
+        importing = thread.submit(tensorflow) if stop - start > 1 else None
+        yield first
+    if not importing:
+        return
+    tf = importing.result()
+    names, types = zip(*((name, array.dtype) for name, array in first.items()), strict=True)
     failures: list[BertJaxError] = []
 
     def make(step: int) -> list[np.ndarray]:
@@ -190,7 +196,7 @@ def stream(make_batch: Callable[[int], Batch], start: int, stop: int, *, ahead: 
             raise
         return [batch[name] for name in names]
 
-    dataset = tf.data.Dataset.range(start, stop).map(
+    dataset = tf.data.Dataset.range(start + 1, stop).map(
         lambda step: tf.numpy_function(make, [step], types, stateful=False),
         num_parallel_calls=2,
         deterministic=True,
@@ -200,3 +206,12 @@ def stream(make_batch: Callable[[int], Batch], start: int, stop: int, *, ahead: 
             yield dict(zip(names, arrays, strict=True))
     except tf.errors.OpError as error:
         raise (failures[0] if failures else error) from None
+
+
+def tensorflow() -> Any:
+    """TensorFlow for tf.data only: without GPUs, which are JAX's, and without Keras, half of its import."""
+    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # which is not loaded until it is asked for
+    import tensorflow as tf
+
+    tf.config.set_visible_devices([], "GPU")
+    return tf

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from bert_jax.data.pipeline import tensorflow
 from bert_jax.errors import DataError
 
 TFDS = "tfds:"
@@ -27,9 +28,8 @@ def rows(name: str, fields: list[str]) -> Iterator[dict[str, Any]]:
     Raises DataError: no such data set or split, or files that are damaged.
     """
     dataset, split = _parts(name)
-    builder = _builder(name, dataset)
-    import tensorflow as tf
-    import tensorflow_datasets as tfds  # here, because it takes seconds and only these inputs need it
+    builder, tf = _builder(name, dataset), tensorflow()
+    import tensorflow_datasets as tfds
 
     try:
         decoders = tfds.decode.PartialDecoding(dict.fromkeys(fields, True))
@@ -43,7 +43,8 @@ def rows(name: str, fields: list[str]) -> Iterator[dict[str, Any]]:
 
 
 def _builder(name: str, dataset: str) -> Any:
-    import tensorflow_datasets as tfds
+    tensorflow()  # before TFDS imports all of it
+    import tensorflow_datasets as tfds  # here, because it takes seconds and only these inputs need it
 
     way_out = f"make it first, in Python: tensorflow_datasets.load({dataset!r}), or set TFDS_DATA_DIR to its folder"
     try:
