@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bert_jax.sharding import BATCH, platform
+from bert_jax.sharding import BATCH, LOCAL, batch_spec, inside_local, platform
 
 MASKED = -1e30  # finite, so that a row of padding gives a uniform softmax and no NaN
 SPLASH_LANES, SPLASH_BLOCK = 128, 512  # row lengths are multiples of the first; tokens of a tile at most the second
@@ -19,7 +19,10 @@ def random_bytes(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """
     if platform() != "cpu":
         return own_random_bytes(key, shape)
-    words = jax.random.bits(key, (*shape[:-1], -(-shape[-1] // 4)), jnp.uint32)
+    shards = jax.lax.axis_size(LOCAL) if inside_local() else 1
+    words = jax.random.bits(key, (shards * shape[0], *shape[1:-1], -(-shape[-1] // 4)), jnp.uint32)
+    if shards > 1:  # those of all, of which these rows are a part
+        words = jax.lax.dynamic_slice_in_dim(words, jax.lax.axis_index(LOCAL) * shape[0], shape[0])
     return jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(*shape[:-1], -1)[..., : shape[-1]]
 
 
@@ -33,7 +36,7 @@ def own_random_bytes(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return jax.random.bits(key, shape, jnp.uint8)
-    spec = P(*BATCH, "tensor") if len(shape) == 4 else BATCH
+    spec = P(*batch_spec(), "tensor") if len(shape) == 4 else batch_spec()
     axes = (*BATCH[0], "tensor") if len(shape) == 4 else BATCH[0]
     part = NamedSharding(mesh, spec).shard_shape(shape)
 
@@ -48,11 +51,16 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 
     A byte decides: with a word an element, making the masks took half of a training step on a CPU.
     """
+    keep, scale = keep_mask(x.shape, rate, key)
+    return x if keep is None else jnp.where(keep, x * jnp.asarray(scale, x.dtype), 0)
+
+
+def keep_mask(shape: tuple[int, ...], rate: float, key: jax.Array | None) -> tuple[jax.Array | None, float]:
+    """What dropout keeps, bool, and by what it multiplies that; None and 1 where it keeps all."""
     threshold = round(rate * 256)
     if key is None or threshold == 0:
-        return x
-    keep = random_bytes(key, x.shape) >= threshold
-    return jnp.where(keep, x * jnp.asarray(256 / (256 - threshold), x.dtype), 0)
+        return None, 1.0
+    return random_bytes(key, shape) >= threshold, 256 / (256 - threshold)
 
 
 def attend(
@@ -84,8 +92,8 @@ def attend(
             return splash_attention(scaled, key, value, segment_ids)
         if backend == "cudnn" and platform() == "gpu" and query.dtype == jnp.bfloat16:
             return cudnn_attention(scaled, key, value, segment_ids)
-    probabilities = softmax(masked_scores(scaled, key, segment_ids), value.dtype)  # [B, N, S, S]
-    probabilities = dropout(probabilities, dropout_rate, dropout_key)
+    scores = masked_scores(scaled, key, segment_ids)  # [B, N, S, S]
+    probabilities = softmax(scores, value.dtype, *keep_mask(scores.shape, dropout_rate, dropout_key))
     return jnp.einsum("bnqk,bnkh->bnqh", probabilities, value)
 
 
@@ -101,25 +109,30 @@ def same_example(segment_ids: jax.Array) -> jax.Array:
     return segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def softmax(scores: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Softmax of float32 `scores` over the last axis, as `dtype`: all that the backward pass keeps of it.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 3))
+def softmax(scores: jax.Array, dtype: jnp.dtype, keep: jax.Array | None = None, scale: float = 1.0) -> jax.Array:
+    """Softmax of float32 `scores` over the last axis, as `dtype`; with `keep` and `scale`, of `keep_mask`, dropped out.
 
-    JAX's own would keep the float32 probabilities, the largest array of a layer, beside those of `dtype`.
+    The backward pass keeps one array of `dtype`, the probabilities, less than 0 where they were dropped. JAX's own
+    would keep them in float32 too, the largest array of a layer, and the mask.
     """
-    return jax.nn.softmax(scores, axis=-1).astype(dtype)
+    return _softmax_forward(scores, dtype, keep, scale)[0]
 
 
-def _softmax_forward(scores: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-    probabilities = softmax(scores, dtype)
-    return probabilities, probabilities
+def _softmax_forward(
+    scores: jax.Array, dtype: jnp.dtype, keep: jax.Array | None, scale: float
+) -> tuple[jax.Array, jax.Array]:
+    signed = jax.nn.softmax(scores, axis=-1).astype(dtype)
+    if keep is None:
+        return signed, signed
+    signed = jnp.where(keep, signed, -signed)
+    return jnp.maximum(signed, 0) * jnp.asarray(scale, dtype), signed
 
 
-def _softmax_backward(dtype: jnp.dtype, probabilities: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
-    del dtype
-    wide = probabilities.astype(jnp.float32)
-    weighted = wide * gradient.astype(jnp.float32)
-    return (weighted - wide * weighted.sum(-1, keepdims=True),)
+def _softmax_backward(dtype: jnp.dtype, scale: float, signed: jax.Array, gradient: jax.Array) -> tuple[jax.Array, None]:
+    wide = signed.astype(jnp.float32)
+    weighted = jnp.maximum(wide, 0) * (scale * gradient.astype(jnp.float32))
+    return weighted - jnp.abs(wide) * weighted.sum(-1, keepdims=True), None
 
 
 softmax.defvjp(_softmax_forward, _softmax_backward)
@@ -152,7 +165,7 @@ def splash_attention(
 
     if jax.sharding.get_abstract_mesh().empty:
         return local(query, key, value, segment_ids)
-    rows, heads = BATCH, P(*BATCH, "tensor")
+    rows, heads = batch_spec(), P(*batch_spec(), "tensor")
     # The kernel's outputs do not tell over which axes they vary.
     return jax.shard_map(local, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)(
         query, key, value, segment_ids

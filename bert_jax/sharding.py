@@ -14,6 +14,7 @@ from bert_jax.errors import ConfigError
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = P(("data", "fsdp"))  # the batch is split over every axis that does not split heads
+LOCAL = "data"  # over this axis `train_state.gradients` lets each device add up micro-batches by itself
 
 # First match wins. Stacked layers carry a leading layer axis, which is never split. The hidden axis of the token
 # table is never split either: a lookup would then gather from every device.
@@ -141,11 +142,21 @@ def platform() -> str:
     return "gpu" if found in ("cuda", "rocm") else found
 
 
+def inside_local() -> bool:
+    """Whether the code that is traced runs for one shard of the axis LOCAL, and sees the rows of that one only."""
+    return LOCAL in jax.sharding.get_abstract_mesh().manual_axes
+
+
+def batch_spec() -> P:
+    """How rows are split here: as BATCH says, less the axis that is gone through already."""
+    return P(tuple(axis for axis in BATCH[0] if axis != LOCAL)) if inside_local() else BATCH
+
+
 def constrain_batch(x: jax.Array) -> jax.Array:
     """Pins activations [B, ...] to the batch split, where a mesh is set; without one it returns `x`."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
-    return jax.lax.with_sharding_constraint(x, BATCH)
+    return jax.lax.with_sharding_constraint(x, batch_spec())
 
 
 def replicate(x: jax.Array) -> jax.Array:

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
-from bert_jax.sharding import constrain_batch, platform, tree_shardings
+from bert_jax.sharding import LOCAL, constrain_batch, platform, tree_shardings
 from bert_jax.tasks import Batch, Objective, Params, Sums
 
 
@@ -61,28 +62,41 @@ def gradients(
     """Gradient of the mean loss over the global batch, and its metric sums, over `accumulate` micro-batches.
 
     Each loss term is (global sum) / (global count): counts come first, from the weights of the whole batch, so
-    micro-batches with few targets weigh what they should (a mean of means would not).
+    micro-batches with few targets weigh what they should (a mean of means would not). Micro-batches are added up shard
+    by shard of the axis LOCAL, and then once over it: left to the compiler, each would be added over all devices.
     """
     counts = objective.weights(batch)
 
-    def loss(params: Params, micro: Batch, key: jax.Array) -> tuple[jax.Array, Sums]:
+    def loss(params: Params, micro: Batch, key: jax.Array, counts: dict[str, jax.Array]) -> tuple[jax.Array, Sums]:
         sums = objective.sums(params, micro, key)
         return sum(sums[name][0] / jnp.maximum(counts[name], 1) for name in objective.losses), sums
 
     gradient = jax.grad(loss, has_aux=True)
     if accumulate == 1:
-        return gradient(params, batch, key)
+        return gradient(params, batch, key, counts)
 
-    def add_micro(total: tuple[Params, Sums], indexed: tuple[jax.Array, Batch]) -> tuple[tuple[Params, Sums], None]:
-        index, micro = indexed
-        part = gradient(params, jax.tree.map(constrain_batch, micro), jax.random.fold_in(key, index))
-        return jax.tree.map(jnp.add, total, part), None
+    def add_all(params: Params, batch: Batch, key: jax.Array, counts: dict[str, jax.Array]) -> tuple[Params, Sums]:
+        def add_micro(total: tuple[Params, Sums], indexed: tuple[jax.Array, Batch]) -> tuple[Any, None]:
+            index, micro = indexed
+            part = gradient(params, jax.tree.map(constrain_batch, micro), jax.random.fold_in(key, index), counts)
+            return jax.tree.map(jnp.add, total, part), None
 
-    micros = split_batch(batch, accumulate)
-    shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], micros), key)
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    total, _ = jax.lax.scan(add_micro, zeros, (jnp.arange(accumulate), micros))
-    return total
+        micros = split_batch(batch, accumulate)
+        shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], micros), key, counts)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        return jax.lax.scan(add_micro, zeros, (jnp.arange(accumulate), micros))[0]
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.shape[LOCAL] == 1:
+        return add_all(params, batch, key, counts)
+    local = jax.shard_map(
+        lambda *given: jax.lax.psum(add_all(*given), LOCAL),
+        in_specs=(P(), P(LOCAL), P(), P()),
+        out_specs=P(),
+        axis_names={LOCAL},
+        check_vma=False,
+    )
+    return local(params, batch, key, counts)
 
 
 def dropout_key(seed: jax.Array) -> jax.Array:

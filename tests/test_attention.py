@@ -77,11 +77,24 @@ def test_softmax_and_its_gradient():
         np.testing.assert_allclose(one, other, atol=1e-6)
 
 
-def test_the_backward_pass_keeps_probabilities_of_the_narrow_type_alone():
+def test_softmax_with_dropout_and_its_gradient():
+    scores = jax.random.normal(jax.random.key(1), (3, 5, 128)).at[..., 100:].set(attention.MASKED)
+    weights = jax.random.normal(jax.random.key(2), scores.shape)
+    keep, scale = attention.keep_mask(scores.shape, 0.25, jax.random.key(3))
+    assert 0.7 < keep.mean() < 0.8 and scale == 4 / 3
+    ours = jax.value_and_grad(lambda x: (softmax(x, jnp.float32, keep, scale) * weights).sum())(scores)
+    theirs = jax.value_and_grad(lambda x: (jax.nn.softmax(x) * keep * scale * weights).sum())(scores)
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+@pytest.mark.parametrize("dropped", [False, True])
+def test_the_backward_pass_keeps_probabilities_of_the_narrow_type_alone(dropped):
     query, key, value, segments = operands(jnp.bfloat16)
-    _, backward = jax.vjp(lambda q, k, v: attend(q, k, v, segments), query, key, value)
+    how = {"dropout_rate": 0.1, "dropout_key": jax.random.key(0)} if dropped else {}
+    _, backward = jax.vjp(lambda q, k, v: attend(q, k, v, segments, **how), query, key, value)
     kept = [leaf for leaf in jax.tree.leaves(backward) if getattr(leaf, "shape", ())[-2:] == (LENGTH, LENGTH)]
-    assert {leaf.dtype.name for leaf in kept} <= {"bfloat16", "bool"}
+    assert {leaf.dtype.name for leaf in kept} == {"bfloat16"}  # with dropout, no mask either
 
 
 @pytest.mark.parametrize("backend", ["splash", "cudnn"])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from bert_jax import hlo
 from bert_jax.config import MeshConfig, ModelConfig, OptimizerConfig
 from bert_jax.data import pipeline
 from bert_jax.data.prepare import load_manifest
@@ -16,7 +17,7 @@ from bert_jax.errors import ConfigError
 from bert_jax.optimizer import build_optimizer
 from bert_jax.sharding import PARTITION_RULES, global_batch, make_mesh, partition_spec
 from bert_jax.tasks import pretrain
-from bert_jax.train_state import create_state, train_step
+from bert_jax.train_state import abstract_state, create_state, jit_step, train_step
 
 MESHES = [(1, 1, 1), (2, 2, 2), (8, 1, 1), (1, 8, 1), (4, 1, 2), (1, 4, 2)]
 
@@ -69,6 +70,32 @@ def test_accumulation_is_one_large_batch(small_config, shape):
     np.testing.assert_allclose(parts, whole, rtol=1e-5)
     for one, other in zip(jax.tree.leaves(params_parts), jax.tree.leaves(params), strict=True):
         np.testing.assert_allclose(one, other, atol=5e-6)
+
+
+def test_micro_batches_are_the_same_on_every_mesh_dropout_too(small_config):
+    wanted, single = run(small_config, (1, 1, 1), accumulate=2)
+    for shape in ((2, 2, 2), (1, 4, 2)):
+        losses, params = run(small_config, shape, accumulate=2)
+        np.testing.assert_allclose(losses, wanted, rtol=1e-6)
+        for one, other in zip(jax.tree.leaves(params), jax.tree.leaves(single), strict=True):
+            np.testing.assert_allclose(one, other, atol=5e-6)
+
+
+def test_gradients_of_micro_batches_go_over_the_network_once(small_config):
+    """The devices send as much for four micro-batches as for one, but for a few counts."""
+
+    def sent(accumulate):
+        task, optimizer, mesh = build(small_config, (4, 1, 1))
+        with jax.set_mesh(mesh):
+            state = abstract_state(task.objective, optimizer, mesh)
+            step = jit_step(task.objective, optimizer, accumulate=accumulate)
+            batch = global_batch(task.train_batch(0), mesh)
+            text = step.lower(state, batch, np.uint32(0), np.float32(1e-3)).compile().as_text()
+        return sum(one.bytes for one in hlo.collectives(text, dict(mesh.shape)))
+
+    once = sent(1)
+    assert once > 100_000
+    assert sent(4) < once + 1000
 
 
 @pytest.mark.parametrize("optimizer", [{"name": "lamb"}, {"layer_decay": 0.9}], ids=str)
