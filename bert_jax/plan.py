@@ -252,7 +252,7 @@ def compile_step(config: Config, mesh: Any) -> Compiled:
     objective = pretrain.objective(config)
     optimizer = build_optimizer(config.optimizer, config.model.num_layers)
     with jax.set_mesh(mesh):
-        step = jit_step(objective, optimizer, accumulate=config.optimizer.accumulate)
+        step = jit_step(objective, optimizer, mesh, accumulate=config.optimizer.accumulate)
         state = abstract_state(objective, optimizer, mesh)
         return compile_for(step, mesh, state, _batch(config, mesh), _scalar(np.uint32, mesh), _scalar(np.float32, mesh))
 

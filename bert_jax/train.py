@@ -438,7 +438,7 @@ def run(config: Config, workdir: str, bucket: str, mesh: Any, resume: str, began
         stop = stack.enter_context(stop_signals())
 
         clock = Clock()
-        step_function = jit_step(task.objective, optimizer, accumulate=config.optimizer.accumulate)
+        step_function = jit_step(task.objective, optimizer, mesh, accumulate=config.optimizer.accumulate)
         seed = np.uint32(config.train.seed)
         evaluate_batch = evaluator(task)
         peak = plan.peak_flops()

@@ -104,11 +104,12 @@ def dropout_key(seed: jax.Array) -> jax.Array:
     return jax.random.key(seed, impl="threefry2x32" if platform() == "cpu" else "rbg")
 
 
-def jit_step(objective: Objective, optimizer: optax.GradientTransformation, *, accumulate: int) -> Any:
-    """`train_step` compiled for the mesh that is set: (state, batch, seed, learning rate) -> (state, metrics).
+def jit_step(objective: Objective, optimizer: optax.GradientTransformation, mesh: Mesh, *, accumulate: int) -> Any:
+    """`train_step` compiled for a mesh: (state, batch, seed, learning rate) -> (state, metrics).
 
     The state is given away. Neither seed, uint32, nor learning rate, float32, is a constant of the program: runs that
-    differ in them, or in their length, share one.
+    differ in them, or in their length, share one. Nor are the first step and later ones two programs: the state comes
+    out as `create_state` lays it out, where the compiler would leave out axes of one device.
     """
     bound = {"objective": objective, "optimizer": optimizer, "accumulate": accumulate}
 
@@ -117,7 +118,8 @@ def jit_step(objective: Objective, optimizer: optax.GradientTransformation, *, a
     ) -> tuple[TrainState, dict[str, Any]]:
         return train_step(state, batch, key=dropout_key(seed), learning_rate=learning_rate, **bound)
 
-    return jax.jit(step, donate_argnums=0)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(objective, optimizer, mesh))
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
 
 
 def jit_gradient(objective: Objective) -> Any:

@@ -124,7 +124,7 @@ def test_the_training_step_keeps_and_returns_no_maps(small_config, bert):
         objective = pretrain.objective(config)
         mesh = make_mesh(config.mesh)
         with jax.set_mesh(mesh):
-            step = jit_step(objective, optimizer, accumulate=1)
+            step = jit_step(objective, optimizer, mesh, accumulate=1)
             state = abstract_state(objective, optimizer, mesh)
             lowered = step.lower(state, pretrain.batch_shapes(config), np.uint32(0), np.float32(0))
         after, metrics = lowered.out_info

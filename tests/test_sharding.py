@@ -81,21 +81,37 @@ def test_micro_batches_are_the_same_on_every_mesh_dropout_too(small_config):
             np.testing.assert_allclose(one, other, atol=5e-6)
 
 
-def test_gradients_of_micro_batches_go_over_the_network_once(small_config):
+def compiled(small_config, accumulate):
+    """The state's shapes, and the program of a step on a mesh of four devices."""
+    task, optimizer, mesh = build(small_config, (4, 1, 1))
+    with jax.set_mesh(mesh):
+        state = abstract_state(task.objective, optimizer, mesh)
+        step = jit_step(task.objective, optimizer, mesh, accumulate=accumulate)
+        batch = global_batch(task.train_batch(0), mesh)
+        return state, step.lower(state, batch, np.uint32(0), np.float32(1e-3)).compile()
+
+
+@pytest.fixture(scope="module")
+def of_one_batch(small_config):
+    return compiled(small_config, 1)
+
+
+def test_gradients_of_micro_batches_go_over_the_network_once(small_config, of_one_batch):
     """The devices send as much for four micro-batches as for one, but for a few counts."""
 
-    def sent(accumulate):
-        task, optimizer, mesh = build(small_config, (4, 1, 1))
-        with jax.set_mesh(mesh):
-            state = abstract_state(task.objective, optimizer, mesh)
-            step = jit_step(task.objective, optimizer, accumulate=accumulate)
-            batch = global_batch(task.train_batch(0), mesh)
-            text = step.lower(state, batch, np.uint32(0), np.float32(1e-3)).compile().as_text()
-        return sum(one.bytes for one in hlo.collectives(text, dict(mesh.shape)))
+    def sent(program):
+        mesh = {"data": 4, "fsdp": 1, "tensor": 1}
+        return sum(one.bytes for one in hlo.collectives(program.as_text(), mesh))
 
-    once = sent(1)
+    once = sent(of_one_batch[1])
     assert once > 100_000
-    assert sent(4) < once + 1000
+    assert sent(compiled(small_config, 4)[1]) < once + 1000
+
+
+def test_the_state_comes_out_as_it_went_in(of_one_batch):
+    """Else batches of another shape would meet a state of other shardings, and their programs be compiled twice."""
+    state, program = of_one_batch
+    assert program.output_shardings[0] == jax.tree.map(lambda leaf: leaf.sharding, state)
 
 
 @pytest.mark.parametrize("optimizer", [{"name": "lamb"}, {"layer_decay": 0.9}], ids=str)
