@@ -77,17 +77,18 @@ def attend(
 
     Args:
       query, key, value: [B, N, S, H]; heads before tokens, since the products over heads are then plain matrix
-        products (on a CPU the forward pass is 1.7 times as fast as with tokens first).
+        products (on a CPU the forward pass is 1.7 times as fast as with tokens first). Queries may be those of the
+        first tokens of each row only.
       segment_ids: [B, S] number of the packed example a token belongs to; 0 is padding.
       dropout_rate, dropout_key: dropout of the probabilities; no key, no dropout.
       backend: one of ModelConfig.attention. `splash` and `cudnn`, which have no dropout, are taken where the program
         is for a TPU or a GPU and the shapes suit them; the mathematics is the same everywhere.
 
     Returns:
-      [B, N, S, H], of the type of `value`.
+      One vector a query, [B, N, S, H], of the type of `value`.
     """
     scaled = query * query.shape[-1] ** -0.5
-    if dropout_key is None or dropout_rate == 0:
+    if query.shape == key.shape and (dropout_key is None or dropout_rate == 0):
         if backend == "splash" and platform() == "tpu" and query.shape[2] % SPLASH_LANES == 0:
             return splash_attention(scaled, key, value, segment_ids)
         if backend == "cudnn" and platform() == "gpu" and query.dtype == jnp.bfloat16:
@@ -98,10 +99,13 @@ def attend(
 
 
 def masked_scores(scaled: jax.Array, key: jax.Array, segment_ids: jax.Array) -> jax.Array:
-    """Products of scaled queries and keys [B, N, S, H] -> float32 [B, N, S, S], MASKED between examples of a row."""
+    """Products of scaled queries and keys [B, N, S, H] -> float32 [B, N, S, S], MASKED between examples of a row.
+
+    Queries may be those of the first tokens only.
+    """
     scores = jnp.einsum("bnqh,bnkh->bnqk", scaled, key)
     # A sum, whose backward pass keeps nothing, not a choice, which keeps an array of the scores' size.
-    return scores.astype(jnp.float32) + jnp.where(same_example(segment_ids), 0.0, MASKED)
+    return scores.astype(jnp.float32) + jnp.where(same_example(segment_ids)[:, :, : scaled.shape[2]], 0.0, MASKED)
 
 
 def same_example(segment_ids: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Evaluation over fixed batches: metric sums added up on the device, divided on the host."""
+"""Evaluation over fixed batches: metric sums of each on the device, added up and divided on the host."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,21 +11,20 @@ from bert_jax.sharding import global_batch, replicate
 from bert_jax.tasks import Batch, Params, Sums, Task
 
 
-def means(sums: Sums) -> dict[str, float]:
-    """Sum over count of each metric; a metric that saw nothing is left out."""
+def means(sums: list[Sums]) -> dict[str, float]:
+    """Sum over count of each metric, over all batches; a metric that saw nothing is left out."""
     host = jax.device_get(sums)
-    return {name: float(total / count) for name, (total, count) in host.items() if count > 0}
+    added = {name: np.sum([part[name] for part in host], axis=0, dtype=np.float64) for name in host[0]} if host else {}
+    return {name: float(total / count) for name, (total, count) in added.items() if count > 0}
 
 
-def evaluator(task: Task) -> Callable[[Params, Batch, Sums | None], tuple[Sums, Any]]:
-    """The compiled function (params, batch, sums so far) -> (sums, outputs or None)."""
+def evaluator(task: Task) -> Callable[[Params, Batch], tuple[Sums, Any]]:
+    """The compiled function (params, batch) -> (sums, outputs or None)."""
 
     @jax.jit
-    def evaluate_batch(params: Params, batch: Batch, before: Sums | None) -> tuple[Sums, Any]:
-        sums = task.objective.sums(params, batch, None)
-        if before is not None:
-            sums = jax.tree.map(lambda a, b: a + b, before, sums)
+    def evaluate_batch(params: Params, batch: Batch) -> tuple[Sums, Any]:
         outputs = task.outputs(params, batch) if task.outputs else None
+        sums = task.objective.sums(params, batch, None)
         return sums, jax.tree.map(replicate, outputs)  # every process scores all of them
 
     return evaluate_batch
@@ -35,12 +34,13 @@ def evaluate(
     task: Task, name: str, evaluate_batch: Callable, params: Params, mesh: Mesh
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Metrics of the evaluation set `name`, and its outputs in their order (empty for a task without)."""
-    sums, collected = None, []
+    sums, collected = [], []
     for batch in task.eval_sets[name]():
-        sums, outputs = evaluate_batch(params, global_batch(batch, mesh), sums)
+        found, outputs = evaluate_batch(params, global_batch(batch, mesh))
+        sums.append(found)
         if outputs is not None:
             collected.append(jax.device_get(outputs))
-    metrics = means(sums) if sums else {}
+    metrics = means(sums)
     if not collected:
         return metrics, {}
     outputs = {name: np.concatenate([part[name] for part in collected]) for name in collected[0]}

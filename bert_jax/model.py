@@ -93,10 +93,13 @@ def project(x: jax.Array, weights: list[tuple[jax.Array, jax.Array]]) -> jax.Arr
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention with query, key and value from one fused matrix product."""
+    """Multi-head self-attention with query, key and value from one fused matrix product. `first_only`: [B, 1, D], what
+    the first token of each row sees.
+    """
 
     config: ModelConfig
     deterministic: bool
+    first_only: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, segment_ids: jax.Array) -> jax.Array:
@@ -105,8 +108,14 @@ class SelfAttention(nn.Module):
         weights = [
             Affine((config.hidden_size, *heads), stddev, 2, name=name)(x.dtype) for name in ("query", "key", "value")
         ]
+        if self.first_only:
+            query, key, value = *project(x[:, :1], weights[:1]), *project(x, weights[1:])
+        else:
+            query, key, value = project(x, weights)
         context = attend(
-            *project(x, weights),
+            query,
+            key,
+            value,
             segment_ids,
             dropout_rate=config.attention_dropout,
             dropout_key=None if self.deterministic else self.make_rng("dropout"),
@@ -133,11 +142,14 @@ class Mlp(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Attention and MLP, each followed by dropout, residual sum and LayerNorm. The body of the scan over layers."""
+    """Attention and MLP, each followed by dropout, residual sum and LayerNorm. The body of the scan over layers.
+    `first_only`: [B, 1, D], what it gives for the first token of each row.
+    """
 
     config: ModelConfig
     deterministic: bool
     keep: bool = False
+    first_only: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, segment_ids: jax.Array) -> tuple[jax.Array, jax.Array | None]:
@@ -146,7 +158,8 @@ class EncoderLayer(nn.Module):
         def drop(y: jax.Array) -> jax.Array:
             return dropout(y, config.hidden_dropout, None if self.deterministic else self.make_rng("dropout"))
 
-        attended = SelfAttention(config, self.deterministic, name="attention")(x, segment_ids)
+        attended = SelfAttention(config, self.deterministic, self.first_only, name="attention")(x, segment_ids)
+        x = x[:, :1] if self.first_only else x
         x = LayerNorm(config.layer_norm_epsilon, name="attention_norm")(x + drop(attended))
         x = LayerNorm(config.layer_norm_epsilon, name="mlp_norm")(x + drop(Mlp(config, name="mlp")(x)))
         x = constrain_batch(x)

@@ -599,7 +599,7 @@ def record(task: Any, metrics: dict[str, Any]) -> dict[str, float]:
     from bert_jax.evaluate import means
 
     metrics = jax.device_get(metrics)
-    values, losses = means(metrics["sums"]), task.objective.losses
+    values, losses = means([metrics["sums"]]), task.objective.losses
     return {
         "loss": sum(values.get(name, 0.0) for name in losses),
         "grad_norm": float(metrics["grad_norm"]),

@@ -14,7 +14,7 @@ from bert_jax.config import DataConfig, ModelConfig
 from bert_jax.data.masking import Vocabulary, mask_tokens
 from bert_jax.data.packing import row_dtype, unpack_rows
 from bert_jax.model import gelu, separate_layers
-from bert_jax.tasks import encode, pretrain
+from bert_jax.tasks import encode, encode_first, pretrain
 
 MODEL = ModelConfig(
     vocab_size=300,
@@ -131,6 +131,34 @@ def test_packed_equals_unpacked_gradients(params):
     value_1, gradient_1 = loss_and_gradient(params, single)
     assert float(value) == pytest.approx(float(value_1), abs=1e-5)
     assert_trees_close(gradient, gradient_1, 1e-5)
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("separate", [False, True])
+def test_the_first_tokens_alone_are_what_they_are_among_all(params, layers, separate):
+    _, single = packed_and_unpacked()
+    config = dataclasses.replace(MODEL, num_layers=layers)
+    params = params | {"layers": jax.tree.map(lambda x: x[:layers], params["layers"])}
+    if separate:
+        params = separate_layers(params, layers)
+    weights = jax.random.normal(jax.random.key(3), (8, MODEL.hidden_size))
+
+    def loss(function):
+        return jax.jit(jax.value_and_grad(lambda params: (jnp.sin(function(params)) * weights).sum()))
+
+    wanted = loss(lambda params: encode(config, params, single)[:, 0])(params)
+    found = loss(lambda params: encode_first(config, params, single))(params)
+    np.testing.assert_allclose(found[0], wanted[0], atol=1e-5)
+    assert_trees_close(found[1], wanted[1], 1e-4)
+
+
+def test_first_tokens_alone_have_dropout_too(params):
+    _, single = packed_and_unpacked()
+    for changes in ({"hidden_dropout": 0.5}, {"attention_dropout": 0.5}):
+        config = dataclasses.replace(MODEL, **changes)
+        function = jax.jit(functools.partial(encode_first, config))
+        one, other = (function(params, single, jax.random.key(seed)) for seed in (0, 1))
+        assert np.abs(one - other).max() > 0.1
 
 
 def test_an_example_does_not_see_its_neighbours(params):

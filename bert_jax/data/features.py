@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 # Lengths that batches are padded to, so that few shapes compile: close together where most texts are.
 PREDICT_LENGTHS = (*range(8, 32, 2), *range(32, 64, 8), *range(64, 128, 16), *range(128, 513, 64))
 TRAIN_LENGTHS = (*range(12, 64, 4), *range(64, 128, 8), *range(128, 256, 16), *range(256, 513, 32))
-SHAPES = 5  # of TRAIN_LENGTHS that a set uses: each is a training step to compile, ten seconds on a CPU
+SHAPES = 5  # of TRAIN_LENGTHS that training uses: each is a step to compile, ten seconds on a CPU
+EVAL_SHAPES = 3  # an evaluation is a third of the work
 WINDOW = 64  # batches whose rows are dealt out by length
 
 
@@ -64,8 +65,8 @@ def padded(length: int, steps: Sequence[int], most: int) -> int:
     return min(next((step for step in steps if step >= length), most), most)
 
 
-def choose_lengths(lengths: np.ndarray, most: int) -> tuple[int, ...]:
-    """At most SHAPES lengths, ascending, to which rows of `lengths`, none above `most`, are padded least."""
+def choose_lengths(lengths: np.ndarray, most: int, shapes: int = SHAPES) -> tuple[int, ...]:
+    """At most `shapes` lengths, ascending, to which rows of `lengths`, none above `most`, are padded least."""
     if not len(lengths):
         return (most,)
     steps = np.array([*(step for step in TRAIN_LENGTHS if step < most), most])
@@ -76,7 +77,7 @@ def choose_lengths(lengths: np.ndarray, most: int) -> tuple[int, ...]:
         bounds = steps[list(chosen)]
         return int((counts[used] * bounds[np.searchsorted(bounds, steps[used])]).sum())
 
-    shorter = itertools.combinations(used[:-1].tolist(), min(SHAPES, len(used)) - 1)
+    shorter = itertools.combinations(used[:-1].tolist(), min(shapes, len(used)) - 1)
     best = min(((*some, int(used[-1])) for some in shorter), key=tokens)
     return tuple(steps[list(best)].tolist())
 

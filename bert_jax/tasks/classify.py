@@ -28,7 +28,7 @@ from bert_jax.tasks import (
     Sums,
     Task,
     cut_note,
-    encode,
+    encode_first,
     init_encoder,
     loss_and_accuracy,
     runner,
@@ -153,7 +153,7 @@ def init(config: ModelConfig, num_labels: int, key: jax.Array) -> Params:
 def logits(config: ModelConfig, params: Params, batch: Batch, key: jax.Array | None = None) -> jax.Array:
     """Scores [B, C] of the classes, from the pooled vector of [CLS]."""
     encoder_key, head_key = (None, None) if key is None else jax.random.split(key)
-    first = encode(config, params, batch, encoder_key)[:, 0]  # [B, D]
+    first = encode_first(config, params, batch, encoder_key)  # [B, D]
     pooled = Pooler(config).apply({"params": params["pooler"]}, first)
     num_labels = params["classifier"]["dense"]["bias"].shape[0]
     head = ClassifierHead(config, num_labels, config.hidden_dropout, deterministic=key is None)
