@@ -36,14 +36,16 @@ def own_random_bytes(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return jax.random.bits(key, shape, jnp.uint8)
-    spec = P(*batch_spec(), "tensor") if len(shape) == 4 else batch_spec()
-    axes = (*BATCH[0], "tensor") if len(shape) == 4 else BATCH[0]
+    of_scores = len(shape) == 4
+    spec = P(*batch_spec(), "tensor") if of_scores else batch_spec()
+    axes = (*BATCH[0], "tensor") if of_scores else BATCH[0]
     part = NamedSharding(mesh, spec).shard_shape(shape)
 
     def local(key: jax.Array) -> jax.Array:
         return jax.random.bits(jax.random.fold_in(key, jax.lax.axis_index(axes)), part, jnp.uint8)
 
-    return jax.shard_map(local, in_specs=P(), out_specs=spec, check_vma=False)(key)
+    found = jax.shard_map(local, in_specs=P(), out_specs=spec, check_vma=False)(key)
+    return found.swapaxes(2, 3) if of_scores else found  # as a TPU lays out scores [B, N, S, S]: else they are copied
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
