@@ -179,13 +179,18 @@ def test_the_first_step_is_timed_from_the_command_on(small_config, tmp_path, mon
 
 def test_runs_that_differ_in_seed_rate_and_length_share_programs(small_config, tmp_path):
     """The second one compiles nothing that takes time; and the first and later steps of a run are one program."""
-    kept = []
+
+    def programs():
+        return {path.name for path in (cache_folder() / "xla").glob("jit_step-*-cache")}
+
+    kept = [programs()]
     for count in (2, 3):
         settings = dataclasses.replace(small_config.train, seed=count, num_steps=count)
         optimizer = dataclasses.replace(small_config.optimizer, learning_rate=count * 1e-3)
         train(dataclasses.replace(small_config, train=settings, optimizer=optimizer), str(tmp_path / str(count)))
-        kept.append({path.name for path in (cache_folder() / "xla").glob("jit_step-*-cache")})
-    assert kept[0] == kept[1] and len(kept[0]) == 1
+        kept.append(programs())
+    before, first, second = kept
+    assert len(first - before) <= 1 and first == second != set()  # another test may have made it
 
 
 def test_what_no_run_has_made_is_not_overwritten(small_config, tmp_path):
