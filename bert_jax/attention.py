@@ -1,13 +1,13 @@
 """Self-attention over packed rows: tokens see only tokens of their own example. One function, three back ends."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bert_jax.sharding import BATCH, LOCAL, batch_spec, inside_local, platform
+from bert_jax.sharding import BATCH, LOCAL, batch_axes, inside_local, platform
 
 MASKED = -1e30  # finite, so that a row of padding gives a uniform softmax and no NaN
 SPLASH_LANES, SPLASH_BLOCK = 128, 512  # row lengths are multiples of the first; tokens of a tile at most the second
@@ -36,10 +36,11 @@ def own_random_bytes(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return jax.random.bits(key, shape, jnp.uint8)
-    of_scores = len(shape) == 4
-    spec = P(*batch_spec(), "tensor") if of_scores else batch_spec()
+    of_scores, rows = len(shape) == 4, batch_axes()
+    spec = P(rows, "tensor") if of_scores else P(rows)
     axes = (*BATCH[0], "tensor") if of_scores else BATCH[0]
-    part = NamedSharding(mesh, spec).shard_shape(shape)
+    heads = shape[1] // mesh.shape["tensor"] if of_scores else shape[1]
+    part = (shape[0] // math.prod(mesh.shape[axis] for axis in rows), heads, *shape[2:])
 
     def local(key: jax.Array) -> jax.Array:
         return jax.random.bits(jax.random.fold_in(key, jax.lax.axis_index(axes)), part, jnp.uint8)
@@ -171,7 +172,7 @@ def splash_attention(
 
     if jax.sharding.get_abstract_mesh().empty:
         return local(query, key, value, segment_ids)
-    rows, heads = batch_spec(), P(*batch_spec(), "tensor")
+    rows, heads = P(batch_axes()), P(batch_axes(), "tensor")
     # The kernel's outputs do not tell over which axes they vary.
     return jax.shard_map(local, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)(
         query, key, value, segment_ids

@@ -147,16 +147,16 @@ def inside_local() -> bool:
     return LOCAL in jax.sharding.get_abstract_mesh().manual_axes
 
 
-def batch_spec() -> P:
-    """How rows are split here: as BATCH says, less the axis that is gone through already."""
-    return P(tuple(axis for axis in BATCH[0] if axis != LOCAL)) if inside_local() else BATCH
+def batch_axes() -> tuple[str, ...]:
+    """The axes over which rows are split here: those of BATCH, less the one that is gone through already."""
+    return tuple(axis for axis in BATCH[0] if axis != LOCAL or not inside_local())
 
 
 def constrain_batch(x: jax.Array) -> jax.Array:
     """Pins activations [B, ...] to the batch split, where a mesh is set; without one it returns `x`."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
-    return jax.lax.with_sharding_constraint(x, batch_spec())
+    return jax.lax.with_sharding_constraint(x, P(batch_axes()))
 
 
 def replicate(x: jax.Array) -> jax.Array:

@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 from bert_jax import attention
 from bert_jax.attention import attend, softmax, splash_attention
 from bert_jax.config import Config, DataConfig, MeshConfig, ModelConfig, faults
-from bert_jax.sharding import make_mesh
+from bert_jax.sharding import LOCAL, make_mesh
 
 BATCH, HEADS, LENGTH, DIM = 2, 2, 256, 64
 
@@ -105,13 +106,23 @@ def test_back_ends_without_dropout_say_so(backend):
     assert not faults(config)
 
 
-def test_devices_make_random_bytes_of_their_own():
-    """As accelerators do: no two devices the same, all values as frequent, and each its rows and heads alone."""
+@pytest.mark.parametrize("local", [False, True])
+def test_devices_make_random_bytes_of_their_own(local):
+    """As accelerators do: no two devices the same, all values as frequent, and each its rows and heads alone. Also
+    where micro-batches are added up, shard by shard.
+    """
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2), jax.devices()[:8])
     key = jax.random.key(0, impl="rbg")
+
+    def made(*shape):
+        if not local:
+            return jax.jit(lambda key: attention.own_random_bytes(key, (8, *shape)))(key)
+        how = {"in_specs": PartitionSpec(), "out_specs": PartitionSpec(LOCAL), "axis_names": {LOCAL}}
+        shard = jax.shard_map(lambda key: attention.own_random_bytes(key, (4, *shape)), **how, check_vma=False)
+        return jax.jit(shard)(key)
+
     with jax.set_mesh(mesh):
-        of_four = jax.jit(lambda key: attention.own_random_bytes(key, (8, 4, 32, 32)))(key)
-        of_three = jax.jit(lambda key: attention.own_random_bytes(key, (8, 32, 32)))(key)
+        of_four, of_three = made(4, 32, 32), made(32, 32)
     assert {shard.data.shape for shard in of_four.addressable_shards} == {(2, 2, 32, 32)}
     assert {shard.data.shape for shard in of_three.addressable_shards} == {(2, 32, 32)}
     parts = [np.asarray(shard.data).tobytes() for shard in of_four.addressable_shards]
