@@ -11,7 +11,9 @@ KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective
 _OPERATION = re.compile(rf"= (?P<shape>.+?) (?P<kind>{'|'.join(KINDS)})(?P<start>-start)?\(")
 _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) .*\{$")
-_BODY = re.compile(r"\bwhile\(.*\bbody=%?([\w.-]+)")
+_LOOP = re.compile(r"\bwhile\(.*\bcondition=%?([\w.-]+), body=%?([\w.-]+)")
+_LIMIT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
+_BELOW = re.compile(r"ROOT .* compare\(.*direction=LT")
 _CALLS = re.compile(r"(?:calls|to_apply|called_computations)=\{?%?([\w.-]+)")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
@@ -82,12 +84,25 @@ def lines_of(text: str) -> Iterator[tuple[str, str]]:
 
 
 def loop_trips(text: str) -> dict[str, int]:
-    """computation -> how often loops run it; loops inside loops multiply."""
+    """computation -> how often loops run it; loops inside loops multiply.
+
+    Where a loop does not tell (a TPU's do not), it is taken to count from 0 to the one number in its condition, as
+    those of `jax.lax.scan` do; once where its condition is another.
+    """
+    limits: dict[str, list[int]] = {}  # computation -> numbers in it
+    below = set()  # computations that end in "less than"
+    for computation, line in lines_of(text):
+        if limit := _LIMIT.search(line):
+            limits.setdefault(computation, []).append(int(limit[1]))
+        if _BELOW.search(line):
+            below.add(computation)
     inside: dict[str, list[tuple[str, int]]] = {}  # computation -> those that it runs
     for computation, line in lines_of(text):
-        if body := _BODY.search(line):
-            known = _TRIPS.search(line)
-            inside.setdefault(computation, []).append((body[1], int(known[1]) if known else 1))
+        if loop := _LOOP.search(line):
+            known, (condition, body) = _TRIPS.search(line), loop.groups()
+            counted = limits.get(condition, []) if condition in below else []
+            trips = int(known[1]) if known else counted[0] if len(counted) == 1 else 1
+            inside.setdefault(computation, []).append((body, trips))
         elif called := _CALLS.search(line):
             inside.setdefault(computation, []).append((called[1], 1))
     entry = re.search(r"^ENTRY %?([\w.-]+)", text, re.MULTILINE)

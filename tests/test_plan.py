@@ -52,6 +52,19 @@ def test_cycles_in_a_loop_count_as_often_as_it_turns():
     assert hlo.cycles(PROGRAM) == 0 and hlo.cycles(text) == 3 * 70 + 5
 
 
+@pytest.mark.parametrize("direction, trips", [("LT", 4), ("NE", 1)])
+def test_a_loop_that_does_not_tell_counts_to_the_number_in_its_condition(direction, trips):
+    """As in what a TPU's compiler writes."""
+    condition = f"""%cond (p: (s32[], f32[8,4])) -> pred[] {{
+  %limit = s32[]{{:T(128)}} constant(4), metadata={{op_name="jit(step)/shard_map"}}
+  %index = s32[]{{:T(128)}} get-tuple-element(%p), index=0
+  ROOT %lt = pred[]{{:T(512)}} compare(%index, %limit), direction={direction}
+}}
+ENTRY"""
+    text = PROGRAM.replace(', backend_config={"known_trip_count":{"n":"3"}}', "").replace("ENTRY", condition, 1)
+    assert hlo.loop_trips(text)["body.1"] == trips
+
+
 def test_ring_times():
     chip = plan.Chip(flops=1, cycle_flops=1, memory=1, bandwidth=1, link=10.0, options={})
     reduce = Collective("all-reduce", "data", 8, 1, 800)
