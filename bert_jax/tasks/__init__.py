@@ -167,14 +167,14 @@ def encode_first(config: ModelConfig, params: Params, batch: Batch, dropout_key:
     """Contextual vectors [B, D] of the first token of each row, [CLS]: the last layer is run for these alone, which
     spares 10 of its 12 D x D products for each other token.
     """
-    last, name = config.num_layers - 1, f"layers_{config.num_layers - 1}"
+    last = config.num_layers - 1
     if last == 0:
         return encode(config, params, batch, dropout_key)[:, 0]
     if "layers" in params:
         below = params | {"layers": jax.tree.map(lambda x: x[:last], params["layers"])}
         top = jax.tree.map(lambda x: x[last], params["layers"])
     else:
-        below, top = params, params[name]
+        below, top = params, params[f"layers_{last}"]
     keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
     hidden = encode(dataclasses.replace(config, num_layers=last), below, batch, keys[0])
     layer = EncoderLayer(config, deterministic=dropout_key is None, first_only=True)
