@@ -20,10 +20,11 @@ def random_bytes(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     if platform() != "cpu":
         return own_random_bytes(key, shape)
     shards = jax.lax.axis_size(LOCAL) if inside_local() else 1
-    words = jax.random.bits(key, (shards * shape[0], *shape[1:-1], -(-shape[-1] // 4)), jnp.uint32)
+    size = math.prod(shape[1:])
+    words = jax.random.bits(key, (shards * shape[0], -(-size // 4)), jnp.uint32)
     if shards > 1:  # those of all, of which these rows are a part
         words = jax.lax.dynamic_slice_in_dim(words, jax.lax.axis_index(LOCAL) * shape[0], shape[0])
-    return jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(*shape[:-1], -1)[..., : shape[-1]]
+    return jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(shape[0], -1)[:, :size].reshape(shape)
 
 
 def own_random_bytes(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import sys
 import time
 from typing import NamedTuple
 
@@ -22,19 +23,30 @@ def cut_metrics(path: str, step: int) -> None:
     os.replace(f"{path}.partial", path)
 
 
+def _summary_writer() -> type:
+    """tensorboardX's. It imports PyTorch where there is one, for two seconds, and does as well without."""
+    hide = "torch" not in sys.modules
+    if hide:
+        sys.modules["torch"] = None
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if hide:
+            del sys.modules["torch"]
+    return SummaryWriter
+
+
 class Recorder:
     """Writes rows of metrics to `metrics.jsonl` (the record) and to TensorBoard; without a workdir nothing."""
 
     def __init__(self, workdir: str | None, step: int):
-        from tensorboardX import SummaryWriter
-
         self._file = self._board = None
         if workdir is None:
             return
         path = os.path.join(workdir, "metrics.jsonl")
         cut_metrics(path, step)
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
-        self._board = SummaryWriter(os.path.join(workdir, "tb"), purge_step=step + 1)
+        self._board = _summary_writer()(os.path.join(workdir, "tb"), purge_step=step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """One object a line, flushed at once; a value that is not finite is written as null."""

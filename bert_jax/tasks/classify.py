@@ -150,6 +150,7 @@ def init(config: ModelConfig, num_labels: int, key: jax.Array) -> Params:
     }
 
 
+@functools.partial(jax.jit, static_argnames="config")  # an evaluation asks twice: it is traced once
 def logits(config: ModelConfig, params: Params, batch: Batch, key: jax.Array | None = None) -> jax.Array:
     """Scores [B, C] of the classes, from the pooled vector of [CLS]."""
     encoder_key, head_key = (None, None) if key is None else jax.random.split(key)
