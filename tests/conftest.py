@@ -7,17 +7,21 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import functools
 import itertools
 import shutil
 from pathlib import Path
 
+import jax
 import pytest
 
+from bert_jax import sharding
 from bert_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from bert_jax.data.corpus import read_documents
 from bert_jax.data.prepare import prepare
 from bert_jax.data.tokenizer_model import load_tokenizer
 from bert_jax.data.tokenizer_training import train_tokenizer
+from bert_jax.process import keep_programs
 
 VOCAB_SIZE = 1000
 SEQ_LEN = 64
@@ -33,8 +37,9 @@ LETTER = " ".join(SENTENCES)
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
-    """Keeps the suite out of the user's cache."""
+    """Keeps the suite out of the user's cache, in one of its own: a program of several tests is compiled once."""
     os.environ["BERT_JAX_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    keep_programs()
 
 
 @pytest.fixture(scope="session")
@@ -86,6 +91,12 @@ def small_config(prepared, tokenizer) -> Config:
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=10),
         train=TrainConfig(global_batch_size=16, num_steps=20, log_every=1, save_every=10, eval_batches=2),
     )
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """Runs of this process train on one of the devices: for what is not about meshes, in half of the time."""
+    monkeypatch.setattr(sharding, "make_mesh", functools.partial(sharding.make_mesh, devices=jax.devices()[:1]))
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,8 @@ from bert_jax.errors import DataError
 from bert_jax.tasks import classify, glue
 from bert_jax.train import main, task_module, train
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 WORDS = ("good value", "bad error", "the function returns", "a list of names")
 
 

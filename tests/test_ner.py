@@ -11,6 +11,8 @@ from bert_jax.errors import DataError
 from bert_jax.tasks import ner
 from bert_jax.train import train
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 # Labels of a sentence, and its entities as conlleval.pl (CoNLL-2003) reads them.
 READINGS = [
     ("B-X I-X O B-X", [("X", 0, 2), ("X", 3, 4)]),

@@ -15,6 +15,8 @@ from bert_jax.tasks import squad
 from bert_jax.tasks.squad import Question
 from bert_jax.train import train
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 def layout(*questions):
     """SQuAD's JSON of (id, question, context, [(text, start)], impossible)."""

@@ -16,6 +16,8 @@ from bert_jax.tasks import classify
 from bert_jax.train import train
 from tests.test_classify import labelled, write_rows
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 @pytest.fixture(scope="module")
 def config(small_config, tokenizer_folder, tmp_path_factory):
