@@ -1,8 +1,11 @@
 """Eight simulated CPU devices for the whole suite, and small data sets made of real prose."""
 
 import os
+import signal
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.pop("VENV", None)  # the suite's own environment, which scripts under test would take for theirs
+signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs of a shell's background ignore it, and pass that on
 # Programs are compiled here more often than run: without LLVM's optimisations a run of seconds takes two thirds.
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
