@@ -1,11 +1,9 @@
 """Eight simulated CPU devices for the whole suite, and small data sets made of real prose."""
 
 import os
-import signal
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.pop("VENV", None)  # the suite's own environment, which scripts under test would take for theirs
-signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs of a shell's background ignore it, and pass that on
 # Programs are compiled here more often than run: without LLVM's optimisations a run of seconds takes two thirds.
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -13,6 +11,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import functools
 import itertools
 import shutil
+import signal
 from pathlib import Path
 
 import jax
@@ -25,6 +24,8 @@ from bert_jax.data.prepare import prepare
 from bert_jax.data.tokenizer_model import load_tokenizer
 from bert_jax.data.tokenizer_training import train_tokenizer
 from bert_jax.process import keep_programs
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs of a shell's background ignore it, and pass that on
 
 VOCAB_SIZE = 1000
 SEQ_LEN = 64
