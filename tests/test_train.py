@@ -342,7 +342,7 @@ def test_it_learns_more_than_token_frequencies(small_config, prepared, tokenizer
             attention_dropout=0.0,
         ),
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=50),
-        train=TrainConfig(global_batch_size=32, num_steps=500, log_every=50),
+        train=TrainConfig(global_batch_size=32, num_steps=300, log_every=50),
     )
     recipe = tmp_path / "recipe.py"
     recipe.write_text(f"from bert_jax.config import *\n\ndef get_config():\n    return {config!r}\n")
