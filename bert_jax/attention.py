@@ -20,7 +20,7 @@ def random_bytes(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     if platform() != "cpu":
         return own_random_bytes(key, shape)
     shards = jax.lax.axis_size(LOCAL) if inside_local() else 1
-    size = math.prod(shape[1:])
+    size = math.prod(shape[1:])  # in one row: a short innermost axis is unrolled, and compiled for half as long again
     words = jax.random.bits(key, (shards * shape[0], -(-size // 4)), jnp.uint32)
     if shards > 1:  # those of all, of which these rows are a part
         words = jax.lax.dynamic_slice_in_dim(words, jax.lax.axis_index(LOCAL) * shape[0], shape[0])

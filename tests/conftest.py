@@ -99,7 +99,7 @@ def small_config(prepared, tokenizer) -> Config:
 
 @pytest.fixture
 def one_device(monkeypatch):
-    """Runs of this process train on one of the devices: for what is not about meshes, in half of the time."""
+    """Runs of this process train on one of the devices: for what is not about meshes, in two thirds of the time."""
     monkeypatch.setattr(sharding, "make_mesh", functools.partial(sharding.make_mesh, devices=jax.devices()[:1]))
 
 
