@@ -16,6 +16,7 @@ _LIMIT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
 _BELOW = re.compile(r"ROOT .* compare\(.*direction=LT")
 _CALLS = re.compile(r"(?:calls|to_apply|called_computations)=\{?%?([\w.-]+)")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+UNKNOWN = 2**63 - 1  # cycles of an operation that the compiler has no estimate of
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
@@ -67,11 +68,13 @@ def collectives(text: str, mesh: dict[str, int]) -> list[Collective]:
 def cycles(text: str) -> int:
     """The compiler's estimates of its operations, one after the other, those in a loop as often as it turns.
 
-    It makes none for random bits, collectives, kernels of others, and copies that run beside the computation.
+    It makes none, or UNKNOWN, for random bits, collectives, kernels of others, gathers on cores of their own, and
+    copies that run beside the computation.
     """
     trips = loop_trips(text)
     found = ((computation, _CYCLES.search(line)) for computation, line in lines_of(text))
-    return sum(trips.get(computation, 1) * int(estimate[1]) for computation, estimate in found if estimate)
+    estimates = ((computation, int(estimate[1])) for computation, estimate in found if estimate)
+    return sum(trips.get(computation, 1) * number for computation, number in estimates if number != UNKNOWN)
 
 
 def lines_of(text: str) -> Iterator[tuple[str, str]]:

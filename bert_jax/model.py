@@ -3,6 +3,7 @@
 Shapes: B batch, S sequence, L layers, D hidden, N heads, H head_dim, F mlp.
 """
 
+import functools
 import operator
 from typing import Any
 
@@ -46,8 +47,39 @@ class Affine(nn.Module):
         return kernel.astype(dtype), bias.astype(dtype)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> jax.Array:
+    """LayerNorm (Ba et al. 2016) of [..., D] with weights [D], in float32 whatever the type of `x`.
+
+    Mean and variance come from one pass over `x`, and so do the two means of its gradient, where JAX's own would take
+    one after the other. The backward pass keeps `x` and a mean and a deviation a row.
+    """
+    return _layer_norm_forward(x, scale, bias, epsilon)[0]
+
+
+def _layer_norm_forward(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> tuple[jax.Array, Any]:
+    wide = x.astype(jnp.float32)
+    mean = wide.mean(-1, keepdims=True)
+    variance = jnp.maximum(jnp.square(wide).mean(-1, keepdims=True) - jnp.square(mean), 0)
+    inverse = jax.lax.rsqrt(variance + epsilon)
+    return ((wide - mean) * inverse * scale + bias).astype(x.dtype), (x, mean, inverse, scale)
+
+
+def _layer_norm_backward(epsilon: float, kept: Any, gradient: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    x, mean, inverse, scale = kept
+    wide, rows = gradient.astype(jnp.float32), tuple(range(x.ndim - 1))
+    normal = (x.astype(jnp.float32) - mean) * inverse
+    scaled = wide * scale
+    along = (scaled * normal).mean(-1, keepdims=True)
+    of_x = inverse * (scaled - scaled.mean(-1, keepdims=True) - normal * along)
+    return of_x.astype(x.dtype), (wide * normal).sum(rows), wide.sum(rows)
+
+
+layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+
+
 class LayerNorm(nn.Module):
-    """LayerNorm over the last axis, in float32 whatever the type of `x`."""
+    """`layer_norm` with its weights."""
 
     epsilon: float
 
@@ -55,10 +87,7 @@ class LayerNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
-        wide = x.astype(jnp.float32)
-        centred = wide - wide.mean(-1, keepdims=True)
-        variance = jnp.square(centred).mean(-1, keepdims=True)
-        return (centred * jax.lax.rsqrt(variance + self.epsilon) * scale + bias).astype(x.dtype)
+        return layer_norm(x, scale, bias, self.epsilon)
 
 
 class Embeddings(nn.Module):
@@ -82,20 +111,21 @@ class Embeddings(nn.Module):
             jnp.take(self.param(name, normal, (size, config.hidden_size)), ids, axis=0)
             for name, (ids, size) in rows.items()
         )  # [B, S, D]
-        x = LayerNorm(config.layer_norm_epsilon, name="norm")(x).astype(config.dtype)
+        x = LayerNorm(config.layer_norm_epsilon, name="norm")(x.astype(config.dtype))
         return dropout(x, config.hidden_dropout, None if self.deterministic else self.make_rng("dropout"))
 
 
-def project(x: jax.Array, weights: list[tuple[jax.Array, jax.Array]]) -> jax.Array:
-    """[B, S, D] by kernels [D, N, H] and biases [N, H] -> [len(weights), B, N, S, H], in one fused matrix product."""
-    kernel, bias = (jnp.stack(parts, axis=-3) for parts in zip(*weights, strict=True))  # [D, C, N, H], [C, N, H]
-    return jnp.einsum("bsd,dcnh->cbnsh", x, kernel) + bias[:, None, :, None]
+def project(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """[B, S, D] by kernel [D, N, H] and bias [N, H] -> [B, N, S, H], for queries, keys or values.
+
+    All three from one product, then split, take 0.2 ms of 3.6 a layer more in the plan of a v5e (the parts of their
+    gradient are put together first), and as long on a CPU.
+    """
+    return jnp.einsum("bsd,dnh->bnsh", x, kernel) + bias[:, None]
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention with query, key and value from one fused matrix product. `first_only`: [B, 1, D], what
-    the first token of each row sees.
-    """
+    """Multi-head self-attention. `first_only`: [B, 1, D], what the first token of each row sees."""
 
     config: ModelConfig
     deterministic: bool
@@ -105,17 +135,13 @@ class SelfAttention(nn.Module):
     def __call__(self, x: jax.Array, segment_ids: jax.Array) -> jax.Array:
         config, stddev = self.config, self.config.initializer_range
         heads = (config.num_heads, config.head_dim)
-        weights = [
+        query, key, value = (
             Affine((config.hidden_size, *heads), stddev, 2, name=name)(x.dtype) for name in ("query", "key", "value")
-        ]
-        if self.first_only:
-            query, key, value = *project(x[:, :1], weights[:1]), *project(x, weights[1:])
-        else:
-            query, key, value = project(x, weights)
+        )
         context = attend(
-            query,
-            key,
-            value,
+            project(x[:, :1] if self.first_only else x, *query),
+            project(x, *key),
+            project(x, *value),
             segment_ids,
             dropout_rate=config.attention_dropout,
             dropout_key=None if self.deterministic else self.make_rng("dropout"),

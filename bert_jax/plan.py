@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -269,7 +270,8 @@ def compile_gradient(config: Config, mesh: Any) -> Compiled:
     optimizer = build_optimizer(config.optimizer, config.model.num_layers)
     with jax.set_mesh(mesh):
         state = abstract_state(objective, optimizer, mesh)
-        return compile_for(jit_gradient(objective), mesh, state.params, _batch(config, mesh), _scalar(np.uint32, mesh))
+        gradient = jit_gradient(objective, mesh)
+        return compile_for(gradient, mesh, state.params, _batch(config, mesh), _scalar(np.uint32, mesh))
 
 
 def _scalar(dtype: Any, mesh: Any) -> jax.ShapeDtypeStruct:
@@ -292,10 +294,15 @@ def _batch(config: Config, mesh: Any) -> dict[str, jax.ShapeDtypeStruct]:
 def compile_for(function: Any, mesh: Any, *arguments: Any) -> Compiled:
     """Lowers and compiles a jitted function for the devices of a mesh."""
     began = time.perf_counter()
-    with captured_stderr() as said:
-        program = function.lower(*arguments).compile()
-    seconds = time.perf_counter() - began
-    memory, cost, text = program.memory_analysis(), program.cost_analysis(), program.as_text()
+    # The text is what the compiler writes: `as_text` of jaxlib cannot read the programs of v6e, with their gathers on
+    # a core of their own.
+    with tempfile.TemporaryDirectory() as folder:
+        with captured_stderr() as said:
+            options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+            program = function.lower(*arguments).compile(compiler_options=options)
+        seconds = time.perf_counter() - began
+        text = next(Path(folder).glob("*.after_codegen.txt")).read_text()
+    memory, cost = program.memory_analysis(), program.cost_analysis()
     optimal = cost.get("optimal_seconds", 0.0)
     unknown = max(0, math.ceil(-optimal))  # a step takes less than a second
     return Compiled(

@@ -142,6 +142,17 @@ def platform() -> str:
     return "gpu" if found in ("cuda", "rocm") else found
 
 
+def compiler_options(mesh: Mesh) -> dict[str, str]:
+    """What the compiler is told of the devices of a mesh, besides what it takes by default.
+
+    v5e chips have 128 MiB beside their matrix units, of which one operation may use 16 by default. With 24, products
+    over the MLP's width gather in larger tiles: a layer of base takes 3.2 ms in the plan, not 3.4.
+    """
+    if mesh.devices.flat[0].device_kind == "TPU v5 lite":
+        return {"xla_tpu_scoped_vmem_limit_kib": "24576"}
+    return {}
+
+
 def inside_local() -> bool:
     """Whether the code that is traced runs for one shard of the axis LOCAL, and sees the rows of that one only."""
     return LOCAL in jax.sharding.get_abstract_mesh().manual_axes

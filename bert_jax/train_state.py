@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from bert_jax.sharding import LOCAL, constrain_batch, platform, tree_shardings
+from bert_jax.sharding import LOCAL, compiler_options, constrain_batch, platform, tree_shardings
 from bert_jax.tasks import Batch, Objective, Params, Sums
 
 
@@ -119,16 +119,17 @@ def jit_step(objective: Objective, optimizer: optax.GradientTransformation, mesh
         return train_step(state, batch, key=dropout_key(seed), learning_rate=learning_rate, **bound)
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(objective, optimizer, mesh))
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+    options = compiler_options(mesh)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None), compiler_options=options)
 
 
-def jit_gradient(objective: Objective) -> Any:
+def jit_gradient(objective: Objective, mesh: Mesh) -> Any:
     """(params, batch, seed) -> gradient and sums of one micro-batch, compiled as in `jit_step`; for `plan`."""
 
     def gradient(params: Params, batch: Batch, seed: jax.Array) -> tuple[Params, Sums]:
         return gradients(objective, params, batch, dropout_key(seed), 1)
 
-    return jax.jit(gradient)
+    return jax.jit(gradient, compiler_options=compiler_options(mesh))
 
 
 def train_step(

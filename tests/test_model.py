@@ -13,7 +13,7 @@ from bert_jax.attention import attend, dropout
 from bert_jax.config import DataConfig, ModelConfig
 from bert_jax.data.masking import Vocabulary, mask_tokens
 from bert_jax.data.packing import row_dtype, unpack_rows
-from bert_jax.model import gelu, separate_layers
+from bert_jax.model import gelu, layer_norm, separate_layers
 from bert_jax.tasks import encode, encode_first, pretrain
 
 MODEL = ModelConfig(
@@ -252,6 +252,33 @@ def test_gelu_is_the_erf_form(dtype):
     x = jnp.linspace(-12, 12, 100_001).astype(dtype)
     exact = np.array([value * 0.5 * math.erfc(-value / math.sqrt(2)) for value in np.array(x, np.float64)])
     np.testing.assert_allclose(np.array(gelu(x), np.float64), exact, rtol=float(jnp.finfo(dtype).eps), atol=1e-6)
+
+
+@pytest.mark.parametrize(("mean", "close"), [(0.0, 1e-6), (10.0, 1e-4)])
+def test_layer_norm_and_its_gradients_are_the_textbook_s(mean, close):
+    """Against JAX's own derivative of the formula in two passes (Ba et al. 2016, eq. 4)."""
+
+    def textbook(x, scale, bias):
+        centred = x - x.mean(-1, keepdims=True)
+        return centred / jnp.sqrt((centred**2).mean(-1, keepdims=True) + 1e-12) * scale + bias
+
+    rng = np.random.default_rng(0)
+    x = mean + rng.normal(size=(3, 5, 64)) * rng.uniform(0.1, 10, size=(3, 5, 1))
+    arguments = [np.float32(value) for value in (x, *rng.normal(size=(2, 64)))]
+    weights = rng.normal(size=x.shape)
+
+    def loss_and_gradients(norm):
+        return jax.value_and_grad(lambda *given: (jnp.sin(norm(*given)) * weights).sum(), argnums=(0, 1, 2))(*arguments)
+
+    found = loss_and_gradients(functools.partial(layer_norm, epsilon=1e-12))
+    assert_trees_close(found, loss_and_gradients(textbook), close)
+
+
+def test_layer_norm_keeps_the_type_and_survives_constant_rows():
+    x = jnp.full((2, 32), 7.3, jnp.bfloat16)
+    value, gradient = jax.value_and_grad(lambda x: layer_norm(x, jnp.ones(32), jnp.ones(32), 1e-12).sum())(x)
+    assert value.dtype == gradient.dtype == jnp.bfloat16
+    assert float(value) == 64 and np.isfinite(np.array(gradient, np.float32)).all()
 
 
 def test_separate_layers_give_what_the_stack_gives(params):
