@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import QUICKLY
+
 ROOT = Path(__file__).parent.parent
 PROSE = "The first sentence is here. The second follows it.\nA third one ends the document.\n"
 TWO = (PROSE * 30 + "\n" + "Another document begins. It has words as well.\n" * 30).encode()
@@ -16,7 +18,7 @@ TWO = (PROSE * 30 + "\n" + "Another document begins. It has words as well.\n" * 
 
 def run(*words, timeout=60, **environment) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", *map(str, words)]
-    environment = {**os.environ, "XLA_FLAGS": "", **environment}
+    environment = {**os.environ, "XLA_FLAGS": QUICKLY, **environment}
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=timeout)
 
 

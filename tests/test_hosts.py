@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 from bert_jax import checkpoint, hosts
 from bert_jax.errors import BertJaxError, ConfigError, PeerError, code_and_words
 from bert_jax.hosts import Meeting, find_meeting
+from tests.conftest import QUICKLY
 
 ROOT = Path(__file__).parent.parent
 FINAL = runpy.run_path(str(ROOT / "launch" / "outside.py"))["FINAL"]  # exit codes after which nothing starts again
@@ -145,7 +146,7 @@ def words_of(config, workdir, *more):
 
 
 def environment(devices=1, **more):
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    flags = f"--xla_force_host_platform_device_count={devices} {QUICKLY}"
     return {**os.environ, "XLA_FLAGS": flags, **{name: str(value) for name, value in more.items()}}
 
 

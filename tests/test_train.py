@@ -25,6 +25,7 @@ from bert_jax.errors import CheckpointError, ConfigError, NonFiniteLossError
 from bert_jax.recorder import Clock, cut_metrics
 from bert_jax.tasks import pretrain
 from bert_jax.train import lock, train
+from tests.conftest import QUICKLY
 
 STEPS = 200
 ROOT = Path(__file__).parent.parent
@@ -53,7 +54,7 @@ def command(workdir, config, *more) -> list[str]:
 
 
 def start(workdir, config, *more) -> subprocess.Popen:
-    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    environment = {**os.environ, "XLA_FLAGS": QUICKLY}
     return subprocess.Popen(
         command(workdir, config, *more),
         env=environment,
@@ -278,7 +279,7 @@ def test_weights_past_all_bounds_are_never_saved(small_config, tmp_path, rate, s
 def test_a_full_disk_is_a_storage_error(small_config, tmp_path):
     words = ["bash", "-c", 'ulimit -f 100; exec "$@"', "bash", *command(tmp_path / "run", small_config)]
     done = subprocess.run(
-        words, capture_output=True, text=True, env={**os.environ, "XLA_FLAGS": ""}, timeout=120, cwd=ROOT
+        words, capture_output=True, text=True, env={**os.environ, "XLA_FLAGS": QUICKLY}, timeout=120, cwd=ROOT
     )
     assert done.returncode == 5, done.stderr[-2000:]
     assert "cannot be written" in done.stderr.splitlines()[-1]  # TensorStore's own threads may print before it
