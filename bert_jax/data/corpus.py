@@ -26,6 +26,7 @@ from bert_jax.errors import ConfigError, DataError
 BUILTIN = "builtin"
 _TEXT_ENDINGS = (".txt", ".text", ".jsonl", ".txt.gz", ".text.gz", ".jsonl.gz")  # what a folder is searched for
 
+_GZIP_FAULTS = (EOFError, zlib.error, gzip.BadGzipFile)
 _DOCUMENT_CHARS = 1_000_000  # a longer document comes in pieces
 _LINE_CHARS = 1 << 18  # a longer line comes in pieces
 _RECORD_CHARS = 1 << 26  # a longer JSONL line is an error: it must be parsed whole
@@ -243,6 +244,7 @@ def _read_lines(path: str, limit: int = _LINE_CHARS) -> Iterator[str]:
         with io.TextIOWrapper(_open(path), encoding="utf-8-sig") as stream:
             while line := stream.readline(limit):
                 if "\0" in line:
+                    _check_gzip(path, number)
                     raise DataError(
                         f"{path}: line {number}: NUL byte, so this is binary or UTF-16; "
                         f"convert it with: iconv -f UTF-16 -t UTF-8"
@@ -261,14 +263,28 @@ def _read_lines(path: str, limit: int = _LINE_CHARS) -> Iterator[str]:
                 yield held
     except UnicodeDecodeError as error:
         number += len(re.findall(b"\r\n|\r|\n", error.object[: error.start]))
+        _check_gzip(path, number)
         raise DataError(
             f"{path}: line {number}: not UTF-8 (byte 0x{error.object[error.start]:02x}); "
             f"convert it with: iconv -f LATIN1 (or UTF-16, ...) -t UTF-8"
         ) from error
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(
-            f"{path}: line {number}: truncated or corrupt gzip ({error}); copy or download it again"
-        ) from error
+    except _GZIP_FAULTS as error:
+        raise _damaged(path, number, error) from error
+
+
+def _damaged(path: str, number: int, error: Exception) -> DataError:
+    return DataError(f"{path}: line {number}: truncated or corrupt gzip ({error}); copy or download it again")
+
+
+def _check_gzip(path: str, number: int) -> None:
+    """Raises DataError where a compressed file is damaged: what is odd in its text is then no fault of the text."""
+    if path.endswith(".gz"):
+        try:
+            with _open(path) as stream:
+                while stream.read(2**20):
+                    pass
+        except _GZIP_FAULTS as error:
+            raise _damaged(path, number, error) from error
 
 
 def _open(path: str) -> io.BufferedIOBase:
