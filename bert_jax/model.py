@@ -52,7 +52,8 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) 
     """LayerNorm (Ba et al. 2016) of [..., D] with weights [D], in float32 whatever the type of `x`.
 
     Mean and variance come from one pass over `x`, and so do the two means of its gradient, where JAX's own would take
-    one after the other. The backward pass keeps `x` and a mean and a deviation a row.
+    one after the other. The backward pass keeps `x`, and of each row mean and inverse deviation. Where a row's mean is over a
+    thousand times its deviation, the variance is off by more than 6 % (float32); those of BERT are near 0.
     """
     return _layer_norm_forward(x, scale, bias, epsilon)[0]
 
@@ -118,8 +119,8 @@ class Embeddings(nn.Module):
 def project(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     """[B, S, D] by kernel [D, N, H] and bias [N, H] -> [B, N, S, H], for queries, keys or values.
 
-    All three from one product, then split, take 0.2 ms of 3.6 a layer more in the plan of a v5e (the parts of their
-    gradient are put together first), and as long on a CPU.
+    A layer of base takes 3.6 ms with one product for all three, then split, and 3.4 with three, in the plan of a v5e:
+    the parts of one product's gradient are put together first. On a CPU there is no difference; GPUs were not measured.
     """
     return jnp.einsum("bsd,dnh->bnsh", x, kernel) + bias[:, None]
 
