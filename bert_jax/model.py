@@ -52,8 +52,8 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) 
     """LayerNorm (Ba et al. 2016) of [..., D] with weights [D], in float32 whatever the type of `x`.
 
     Mean and variance come from one pass over `x`, and so do the two means of its gradient, where JAX's own would take
-    one after the other. The backward pass keeps `x`, and of each row mean and inverse deviation. Where a row's mean is over a
-    thousand times its deviation, the variance is off by more than 6 % (float32); those of BERT are near 0.
+    one after the other. The backward pass keeps `x`, and of each row mean and inverse deviation. Where a row's mean is
+    over a thousand times its deviation, the variance is off by 6 % and more (float32); those of BERT are near 0.
     """
     return _layer_norm_forward(x, scale, bias, epsilon)[0]
 
