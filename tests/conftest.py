@@ -4,7 +4,7 @@ import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.pop("VENV", None)  # the suite's own environment, which scripts under test would take for theirs
-# Programs are compiled here more often than run: without LLVM's optimisations, by XLA's older emitters, they are in a
+# Programs are compiled here more often than run: without LLVM's optimisations, by XLA's older emitters, they are compiled in a
 # third of the time.
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
@@ -30,7 +30,7 @@ from bert_jax.process import keep_programs
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs of a shell's background ignore it, and pass that on
 
-QUICKLY = os.environ["XLA_FLAGS"].split(maxsplit=1)[1]  # for processes of one device
+QUICKLY = os.environ["XLA_FLAGS"].split(maxsplit=1)[1]  # for processes that have devices of their own
 VOCAB_SIZE = 1000
 SEQ_LEN = 64
 SENTENCES = [
