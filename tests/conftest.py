@@ -4,8 +4,8 @@ import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.pop("VENV", None)  # the suite's own environment, which scripts under test would take for theirs
-# Programs are compiled here more often than run: without LLVM's optimisations, and by XLA's older emitters, that takes a
-# third of the time.
+# Programs are compiled here more often than run: without LLVM's optimisations, and by XLA's older emitters, that
+# takes a third of the time.
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 )
