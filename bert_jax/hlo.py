@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+UNKNOWN = 2**63 - 1  # cycles of an operation that the compiler has no estimate of
 _OPERATION = re.compile(rf"= (?P<shape>.+?) (?P<kind>{'|'.join(KINDS)})(?P<start>-start)?\(")
 _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) .*\{$")
@@ -16,7 +17,6 @@ _LIMIT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
 _BELOW = re.compile(r"ROOT .* compare\(.*direction=LT")
 _CALLS = re.compile(r"(?:calls|to_apply|called_computations)=\{?%?([\w.-]+)")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
-UNKNOWN = 2**63 - 1  # cycles of an operation that the compiler has no estimate of
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 

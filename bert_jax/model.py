@@ -52,8 +52,8 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) 
     """LayerNorm (Ba et al. 2016) of [..., D] with weights [D], in float32 whatever the type of `x`.
 
     Mean and variance come from one pass over `x`, and so do the two means of its gradient, where JAX's own would take
-    one after the other. The backward pass keeps `x`, and of each row mean and inverse deviation. Where a row's mean is
-    over a thousand times its deviation, the variance is off by 6 % and more (float32); those of BERT are near 0.
+    one after the other. The backward pass keeps `x`, and of each row mean and inverse deviation. Rows whose
+    mean is a thousand times their deviation would lose the variance in float32's rounding; those of BERT are near 0.
     """
     return _layer_norm_forward(x, scale, bias, epsilon)[0]
 
@@ -112,6 +112,7 @@ class Embeddings(nn.Module):
             jnp.take(self.param(name, normal, (size, config.hidden_size)), ids, axis=0)
             for name, (ids, size) in rows.items()
         )  # [B, S, D]
+        # Cast before the norm, as between layers: the backward pass keeps what goes in.
         x = LayerNorm(config.layer_norm_epsilon, name="norm")(x.astype(config.dtype))
         return dropout(x, config.hidden_dropout, None if self.deterministic else self.make_rng("dropout"))
 
@@ -119,8 +120,8 @@ class Embeddings(nn.Module):
 def project(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     """[B, S, D] by kernel [D, N, H] and bias [N, H] -> [B, N, S, H], for queries, keys or values.
 
-    A layer of base takes 3.6 ms with one product for all three, then split, and 3.4 with three, in the plan of a v5e:
-    the parts of one product's gradient are put together first. On a CPU there is no difference; GPUs were not measured.
+    One product for all three, then split, is slower by a TPU's compiler: it puts the parts of its gradient together
+    first. On a CPU there is no difference; GPUs were not measured.
     """
     return jnp.einsum("bsd,dnh->bnsh", x, kernel) + bias[:, None]
 

@@ -151,7 +151,7 @@ class Compiled(NamedTuple):
     """What the compiler says of one program, for one chip."""
 
     seconds: float
-    """To compile it."""
+    """To compile it, and to write its text."""
     arguments: int
     """Bytes: the training state and the batch."""
     temporaries: int
@@ -294,14 +294,15 @@ def _batch(config: Config, mesh: Any) -> dict[str, jax.ShapeDtypeStruct]:
 def compile_for(function: Any, mesh: Any, *arguments: Any) -> Compiled:
     """Lowers and compiles a jitted function for the devices of a mesh."""
     began = time.perf_counter()
-    # The text is what the compiler writes: `as_text` of jaxlib cannot read the programs of v6e, with their gathers on
-    # a core of their own.
+    # The text is what the compiler writes: `as_text` of jaxlib cannot read programs with gathers on cores of their own
+    # (v5p, v6e).
     with tempfile.TemporaryDirectory() as folder:
         with captured_stderr() as said:
             options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
             program = function.lower(*arguments).compile(compiler_options=options)
         seconds = time.perf_counter() - began
-        text = next(Path(folder).glob("*.after_codegen.txt")).read_text()
+        (written,) = Path(folder).glob("*.after_codegen.txt")
+        text = written.read_text()
     memory, cost = program.memory_analysis(), program.cost_analysis()
     optimal = cost.get("optimal_seconds", 0.0)
     unknown = max(0, math.ceil(-optimal))  # a step takes less than a second

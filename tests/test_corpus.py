@@ -260,7 +260,8 @@ def assert_fault(words, *inputs, **options):
 
 
 LINES = b"First line.\r\nSecond line.\n"
-GZIP = gzip.compress(random.Random(147).randbytes(50_000).hex().encode(), mtime=0)
+GZIP = gzip.compress(random.Random(0).randbytes(50_000).hex().encode(), mtime=0)
+STORED = gzip.compress(LINES, compresslevel=0)
 
 
 @pytest.mark.parametrize(
@@ -273,9 +274,11 @@ GZIP = gzip.compress(random.Random(147).randbytes(50_000).hex().encode(), mtime=
         ("nul.txt", LINES + b"a\0b", ["line 3", "NUL", "UTF-16"]),
         ("wide.txt", "text".encode("utf-16"), ["line 1", "not UTF-8"]),
         ("cut.txt.gz", GZIP[:-1000], ["gzip", "truncated"]),
-        ("flipped.txt.gz", GZIP[:30_000] + b"\0\0\0\0" + GZIP[30_004:], ["gzip", "corrupt"]),
-        # What is not UTF-8 comes out of this one before the fault does.
-        ("garbled.txt.gz", GZIP[:20_000] + b"\0\0\0\0" + GZIP[20_004:], ["gzip", "corrupt"]),
+        ("flipped.txt.gz", GZIP[:20_000] + b"\0\0\0\0" + GZIP[20_004:], ["gzip", "corrupt"]),
+        # Stored, not deflated: odd text comes out of them, and the fault after it.
+        ("garbled.txt.gz", STORED.replace(b"First", b"Firs\xff"), ["gzip", "corrupt"]),
+        ("zeros.txt.gz", STORED.replace(b"First", b"Firs\0"), ["gzip", "corrupt"]),
+        ("garbled.jsonl.gz", STORED.replace(b"First", b"Worst"), ["gzip", "corrupt"]),
         ("plain.txt.gz", LINES, ["gzip"]),
         ("a.jsonl", b'{"text": "a"}\n\n{"text": "b"\n', ["line 3", "not valid JSON"]),
         ("b.jsonl", b'["a"]\n', ["line 1", "list", "object"]),

@@ -194,7 +194,9 @@ def test_remat_keeps_the_dropout_masks(params):
     expected = gradient(params, noisy)
     found = gradient(params, dataclasses.replace(noisy, remat="full"))
     assert float(found[0]) == pytest.approx(float(expected[0]), rel=1e-6)
-    assert_trees_close(found[1], expected[1], 1e-4)  # the gradient of a key's bias is 0 but for rounding, some 1e-7
+    for gradients in (found[1], expected[1]):  # softmax does not see a key's bias: its gradient is rounding
+        assert float(jnp.abs(gradients["layers"]["attention"]["key"].pop("bias")).max()) < 1e-5
+    assert_trees_close(found[1], expected[1], 1e-5)
 
 
 def test_bfloat16_stays_near_float32_and_keeps_float32_gradients(params):
@@ -274,11 +276,25 @@ def test_layer_norm_and_its_gradients_are_the_textbook_s(mean, close):
     assert_trees_close(found, loss_and_gradients(textbook), close)
 
 
-def test_layer_norm_keeps_the_type_and_survives_constant_rows():
-    x = jnp.full((2, 32), 7.3, jnp.bfloat16)
-    value, gradient = jax.value_and_grad(lambda x: layer_norm(x, jnp.ones(32), jnp.ones(32), 1e-12).sum())(x)
-    assert value.dtype == gradient.dtype == jnp.bfloat16
-    assert float(value) == 64 and np.isfinite(np.array(gradient, np.float32)).all()
+def test_layer_norm_keeps_the_type():
+    x = jax.random.normal(jax.random.key(0), (4, 64))
+    weights = jax.random.normal(jax.random.key(1), x.shape)
+
+    def gradient(x):
+        return jax.grad(lambda x: (layer_norm(x, jnp.ones(64), jnp.ones(64), 1e-12) * weights).sum())(x)
+
+    assert layer_norm(x.astype(jnp.bfloat16), jnp.ones(64), jnp.ones(64), 1e-12).dtype == jnp.bfloat16
+    assert gradient(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+    np.testing.assert_allclose(gradient(x.astype(jnp.bfloat16)).astype(jnp.float32), gradient(x), atol=0.03)
+
+
+def test_layer_norm_of_constant_rows_is_finite():
+    """Rounding gives some of them a variance below 0."""
+    x = jnp.linspace(0.1, 9, 500)[:, None] * jnp.ones(768)
+    raw = jax.jit(lambda x: jnp.square(x).mean(-1) - jnp.square(x.mean(-1)))(x)
+    assert float(raw.min()) < -1e-12
+    value, gradient = jax.value_and_grad(lambda x: layer_norm(x, jnp.ones(768), jnp.ones(768), 1e-12).sum())(x)
+    assert np.isfinite(float(value)) and np.isfinite(gradient).all()
 
 
 def test_separate_layers_give_what_the_stack_gives(params):

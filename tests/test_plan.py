@@ -49,7 +49,7 @@ def test_cycles_in_a_loop_count_as_often_as_it_turns():
     estimate = ', backend_config={"window_config":{"estimated_cycles":"%d"}}'
     text = PROGRAM.replace("dimensions={0}", "dimensions={0}" + estimate % 70)
     text = text.replace("replica_groups={{0,2},{1,3},{4,6},{5,7}}", "replica_groups={{0,2}}" + estimate % 5)
-    text = text.replace("to_apply=%sum\n", "to_apply=%sum" + estimate % (2**63 - 1) + "\n", 1)  # no estimate
+    text = text.replace("to_apply=%sum\n", "to_apply=%sum" + estimate % hlo.UNKNOWN + "\n", 1)
     assert hlo.cycles(PROGRAM) == 0 and hlo.cycles(text) == 3 * 70 + 5
 
 

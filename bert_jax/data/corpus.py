@@ -25,8 +25,8 @@ from bert_jax.errors import ConfigError, DataError
 
 BUILTIN = "builtin"
 _TEXT_ENDINGS = (".txt", ".text", ".jsonl", ".txt.gz", ".text.gz", ".jsonl.gz")  # what a folder is searched for
-
 _GZIP_FAULTS = (EOFError, zlib.error, gzip.BadGzipFile)
+
 _DOCUMENT_CHARS = 1_000_000  # a longer document comes in pieces
 _LINE_CHARS = 1 << 18  # a longer line comes in pieces
 _RECORD_CHARS = 1 << 26  # a longer JSONL line is an error: it must be parsed whole
@@ -318,7 +318,12 @@ def _record_pieces(texts: Iterable[str]) -> Iterator[_Piece]:
 def _jsonl_texts(path: str, text_field: str) -> Iterator[str]:
     for number, line in enumerate(_read_lines(path, _RECORD_CHARS), 1):
         if not line.isspace():
-            yield _json_text(line, f"{path}: line {number}", text_field)
+            try:
+                text = _json_text(line, f"{path}: line {number}", text_field)
+            except DataError:
+                _check_gzip(path, number)
+                raise
+            yield text
 
 
 def _json_text(line: str, place: str, text_field: str) -> str:
