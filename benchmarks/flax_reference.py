@@ -77,6 +77,8 @@ def main() -> None:
     import numpy as np
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+    from bert_jax.sharding import compiler_options
+
     rows = args.rows * len(devices)
     config = load_config(str(CONFIGS / f"pretrain_{'large' if args.large else 'base'}.py"))
     config = dataclasses.replace(
@@ -97,7 +99,7 @@ def main() -> None:
     batch["is_random"] = jax.ShapeDtypeStruct((rows,), jnp.int32)
     state = placed(jax.eval_shape(lambda: init(jax.random.key(0))), PartitionSpec())
     seed = placed(jax.ShapeDtypeStruct((), jnp.int32), PartitionSpec())
-    jitted = jax.jit(step, donate_argnums=0)
+    jitted = jax.jit(step, donate_argnums=0, compiler_options=compiler_options(mesh))
     compiled = plan.compile_for(jitted, mesh, state, placed(batch, PartitionSpec("data")), seed)
     print(plan.describe(plan.report_of(config, args.topology, chip, {"data": len(devices)}, compiled, None)))
 
