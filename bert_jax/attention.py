@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from bert_jax.sharding import BATCH, LOCAL, batch_axes, inside_local, platform
+from bert_jax.sharding import ROWS, batch_axes, inside_shard, platform
 
 MASKED = -1e30  # finite, so that a row of padding gives a uniform softmax and no NaN
 SPLASH_LANES, SPLASH_BLOCK = 128, 512  # row lengths are multiples of the first; tokens of a tile at most the second
@@ -19,11 +19,11 @@ def random_bytes(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """
     if platform() != "cpu":
         return own_random_bytes(key, shape)
-    shards = jax.lax.axis_size(LOCAL) if inside_local() else 1
+    shards = jax.lax.axis_size(ROWS) if inside_shard() else 1
     size = math.prod(shape[1:])  # in one row: a short innermost axis is unrolled, and compiled for half as long again
     words = jax.random.bits(key, (shards * shape[0], -(-size // 4)), jnp.uint32)
     if shards > 1:  # those of all, of which these rows are a part
-        words = jax.lax.dynamic_slice_in_dim(words, jax.lax.axis_index(LOCAL) * shape[0], shape[0])
+        words = jax.lax.dynamic_slice_in_dim(words, jax.lax.axis_index(ROWS) * shape[0], shape[0])
     return jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(shape[0], -1)[:, :size].reshape(shape)
 
 
@@ -39,7 +39,7 @@ def own_random_bytes(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         return jax.random.bits(key, shape, jnp.uint8)
     of_scores, rows = len(shape) == 4, batch_axes()
     spec = P(rows, "tensor") if of_scores else P(rows)
-    axes = (*BATCH[0], "tensor") if of_scores else BATCH[0]
+    axes = (*ROWS, "tensor") if of_scores else ROWS
     heads = shape[1] // mesh.shape["tensor"] if of_scores else shape[1]
     part = (shape[0] // math.prod(mesh.shape[axis] for axis in rows), heads, *shape[2:])
 

@@ -153,9 +153,10 @@ class MeshConfig:
     """How devices are laid out. -1 takes what the other axes leave."""
 
     data: int = -1
-    """Copies of the model that share the batch."""
-    fsdp: int = 1
-    """Shares of every parameter; the batch is split over this axis too."""
+    """Copies of the training state, which share the batch."""
+    fsdp: int = 0
+    """Shares of every parameter and moment, put together once a step; the batch is split over this axis too. 0 takes 8,
+    or what of 4 and 2 the devices allow."""
     tensor: int = 1
     """Shares of heads and MLP columns."""
 
@@ -449,8 +450,8 @@ def _contradictions(config: Config) -> list[str]:
             accumulate > 0 and train.global_batch_size % accumulate
         ),
         "train.num_steps: set it, or train.num_epochs, above 0": train.num_steps <= 0 and train.num_epochs <= 0,
-        f"mesh: axes {axes} must be 1 or more, and at most one of them -1": (
-            any(axis < 1 and axis != -1 for axis in axes) or axes.count(-1) > 1
+        f"mesh: axes {axes} must be 1 or more, fsdp may be 0, and at most one of them -1": (
+            any(axis < 1 and axis != -1 for axis in (mesh.data, mesh.fsdp or 1, mesh.tensor)) or axes.count(-1) > 1
         ),
         f"mesh.tensor: {mesh.tensor} does not divide model.num_heads {model.num_heads}": (
             mesh.tensor > 0 and model.num_heads % mesh.tensor

@@ -17,6 +17,7 @@ _LIMIT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
 _BELOW = re.compile(r"ROOT .* compare\(.*direction=LT")
 _CALLS = re.compile(r"(?:calls|to_apply|called_computations)=\{?%?([\w.-]+)")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_CHAIN = re.compile(r'channel_id=(\d+).*chain_id="(\d+)"')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
@@ -44,22 +45,31 @@ def array_bytes(shape: str) -> int:
 
 
 def collectives(text: str, mesh: dict[str, int]) -> list[Collective]:
-    """Those of a program's text, those in a loop as often as it turns. `mesh`: axis -> size, in the mesh's order."""
-    trips = loop_trips(text)
+    """Those of a program's text, those in a loop as often as it turns. `mesh`: axis -> size, in the mesh's order.
+
+    A TPU's compiler writes one that goes on beside the computation as a chain, once in each operation beside it, and
+    a reduce-scatter as an all-reduce in a computation that is called so.
+    """
+    trips, chains = loop_trips(text), set()
     found: dict[tuple[str, str, int], list[int]] = {}
     for computation, line in lines_of(text):
         operation = _OPERATION.search(line)
-        if not operation:
+        chain = _CHAIN.search(line)
+        if not operation or (chain and chain.groups() in chains):
             continue
+        if chain:
+            chains.add(chain.groups())
+        scatters = operation["kind"] == "all-reduce" and computation.startswith("all-reduce-scatter")
+        kind = "reduce-scatter" if scatters else operation["kind"]
         group = first_group(line)
         axes = mesh_axes(group, mesh) if group else "?"
         size = array_bytes(operation["shape"])
         if operation["start"] and operation["kind"] != "all-reduce":
             size //= 2  # the pair of what is read and what is written
-        if operation["kind"] == "reduce-scatter":
+        if operation["kind"] == "reduce-scatter":  # gives a part
             size *= max(1, len(group))
         times = trips.get(computation, 1)
-        entry = found.setdefault((operation["kind"], axes, len(group)), [0, 0])
+        entry = found.setdefault((kind, axes, len(group)), [0, 0])
         entry[0] += times
         entry[1] += times * size
     return [Collective(kind, axes, group, *entry) for (kind, axes, group), entry in sorted(found.items())]

@@ -13,19 +13,21 @@ from bert_jax.config import Config, MeshConfig
 from bert_jax.errors import ConfigError
 
 AXES = ("data", "fsdp", "tensor")
-BATCH = P(("data", "fsdp"))  # the batch is split over every axis that does not split heads
-LOCAL = "data"  # over this axis `train_state.gradients` lets each device add up micro-batches by itself
+ROWS = ("data", "fsdp")  # the batch is split over every axis that does not split heads
+BATCH = P(ROWS)
+MOST_SHARES = 8  # of the state, where MeshConfig.fsdp is 0
 
 # First match wins. Stacked layers carry a leading layer axis, which is never split. The hidden axis of the token
-# table is never split either: a lookup would then gather from every device.
+# table is never split either: a lookup would then gather from every device. Shares over fsdp are put together once a
+# step; where that is an axis besides a TPU's lanes, they are not copied for it.
 PARTITION_RULES = (
     (r"embeddings/token_embedding$", P(("fsdp", "tensor"), None)),
-    (r"attention/(query|key|value)/kernel$", P(None, "fsdp", "tensor", None)),
+    (r"attention/(query|key|value)/kernel$", P(None, None, "tensor", "fsdp")),
     (r"attention/(query|key|value)/bias$", P(None, "tensor", None)),
-    (r"attention/out/kernel$", P(None, "tensor", None, "fsdp")),
+    (r"attention/out/kernel$", P(None, "tensor", "fsdp", None)),
     (r"mlp/wi/kernel$", P(None, "fsdp", "tensor")),
     (r"mlp/wi/bias$", P(None, "tensor")),
-    (r"mlp/wo/kernel$", P(None, "tensor", "fsdp")),
+    (r"mlp/wo/kernel$", P(None, ("fsdp", "tensor"), None)),
     (r"(pooler/dense|mlm_head/transform)/kernel$", P("fsdp", "tensor")),
     (r"mlm_head/bias$", P(("fsdp", "tensor"))),
     (r"", P()),
@@ -35,7 +37,8 @@ PARTITION_RULES = (
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
     """Mesh with axes data, fsdp, tensor over `devices` (default: all). Raises ConfigError when sizes do not fit."""
     devices = jax.devices() if devices is None else devices
-    sizes = [config.data, config.fsdp, config.tensor]
+    rest = len(devices) // max(1, config.tensor) // max(1, config.data)
+    sizes = [config.data, config.fsdp or math.gcd(rest, MOST_SHARES), config.tensor]
     known = int(np.prod([size for size in sizes if size != -1]))
     if -1 in sizes and len(devices) % known == 0:
         sizes[sizes.index(-1)] = len(devices) // known
@@ -71,11 +74,30 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
             parts = math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ()))
             if size % parts:
                 raise ConfigError(
-                    f"mesh: {axes} splits {name} {list(leaf.shape)} in {parts}, which does not divide {size}"
+                    f"mesh: {axes} splits {name} {list(leaf.shape)} in {parts}, which does not divide {size}; "
+                    "take fewer, with --mesh.fsdp and --mesh.tensor"
                 )
         return NamedSharding(mesh, spec)
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def specs_over(axis: str, params: Any) -> Any:
+    """PartitionSpec of each parameter over one axis of the mesh alone."""
+
+    def spec(path: tuple[Any, ...], leaf: Any) -> P:
+        return P(*(axis if axis in (axes or ()) else None for axes in partition_spec(path_name(path), leaf.ndim)))
+
+    return jax.tree_util.tree_map_with_path(spec, params)
+
+
+def put_together(params: Any) -> Any:
+    """The parameters with all shares of the axis fsdp on each device, where a mesh is set: what a program that runs
+    them starts with. Left to itself, the compiler would send their parts around at every use.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return params
+    return jax.tree.map(jax.lax.with_sharding_constraint, params, specs_over("tensor", params))
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
@@ -107,7 +129,7 @@ def check_batch(config: Config, mesh: Mesh) -> None:
 
 def batch_shards(mesh: Mesh) -> int:
     """Into how many parts the mesh splits a batch."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
+    return math.prod(mesh.shape[axis] for axis in ROWS)
 
 
 def local_rows(batch_size: int) -> np.ndarray:
@@ -153,14 +175,14 @@ def compiler_options(mesh: Mesh) -> dict[str, str]:
     return {}
 
 
-def inside_local() -> bool:
-    """Whether the code that is traced runs for one shard of the axis LOCAL, and sees the rows of that one only."""
-    return LOCAL in jax.sharding.get_abstract_mesh().manual_axes
+def inside_shard() -> bool:
+    """Whether the code that is traced runs for one shard of a batch, and sees the rows of that one only."""
+    return set(ROWS) <= set(jax.sharding.get_abstract_mesh().manual_axes)
 
 
 def batch_axes() -> tuple[str, ...]:
-    """The axes over which rows are split here: those of BATCH, less the one that is gone through already."""
-    return tuple(axis for axis in BATCH[0] if axis != LOCAL or not inside_local())
+    """The axes over which rows are split here: ROWS, or none inside a shard."""
+    return () if inside_shard() else ROWS
 
 
 def constrain_batch(x: jax.Array) -> jax.Array:

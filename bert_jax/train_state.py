@@ -10,7 +10,17 @@ import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from bert_jax.sharding import LOCAL, compiler_options, constrain_batch, platform, tree_shardings
+from bert_jax.sharding import (
+    BATCH,
+    ROWS,
+    batch_shards,
+    compiler_options,
+    constrain_batch,
+    platform,
+    put_together,
+    specs_over,
+    tree_shardings,
+)
 from bert_jax.tasks import Batch, Objective, Params, Sums
 
 
@@ -62,8 +72,10 @@ def gradients(
     """Gradient of the mean loss over the global batch, and its metric sums, over `accumulate` micro-batches.
 
     Each loss term is (global sum) / (global count): counts come first, from the weights of the whole batch, so
-    micro-batches with few targets weigh what they should (a mean of means would not). Micro-batches are added up shard
-    by shard of the axis LOCAL, and then once over it: left to the compiler, each would be added over all devices.
+    micro-batches with few targets weigh what they should (a mean of means would not). Each device puts the parameters
+    together from their shares, adds up its own rows of all micro-batches, and then gets the sum over all devices of its
+    share alone (Rajbhandari et al. 2020, stage 3, but once a step): left to the compiler, every micro-batch would be
+    added over all devices.
     """
     counts = objective.weights(batch)
 
@@ -72,10 +84,11 @@ def gradients(
         return sum(sums[name][0] / jnp.maximum(counts[name], 1) for name in objective.losses), sums
 
     gradient = jax.grad(loss, has_aux=True)
-    if accumulate == 1:
-        return gradient(params, batch, key, counts)
 
     def add_all(params: Params, batch: Batch, key: jax.Array, counts: dict[str, jax.Array]) -> tuple[Params, Sums]:
+        if accumulate == 1:
+            return gradient(params, jax.tree.map(constrain_batch, batch), key, counts)
+
         def add_micro(total: tuple[Params, Sums], indexed: tuple[jax.Array, Batch]) -> tuple[Any, None]:
             index, micro = indexed
             part = gradient(params, jax.tree.map(constrain_batch, micro), jax.random.fold_in(key, index), counts)
@@ -87,16 +100,24 @@ def gradients(
         return jax.lax.scan(add_micro, zeros, (jnp.arange(accumulate), micros))[0]
 
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.shape[LOCAL] == 1:
+    if mesh.empty or batch_shards(mesh) == 1:
         return add_all(params, batch, key, counts)
-    local = jax.shard_map(
-        lambda *given: jax.lax.psum(add_all(*given), LOCAL),
-        in_specs=(P(), P(LOCAL), P(), P()),
-        out_specs=P(),
-        axis_names={LOCAL},
-        check_vma=False,
+    specs = specs_over("fsdp", params)
+
+    def share(total: jax.Array, spec: P) -> jax.Array:
+        if "fsdp" not in spec:
+            return jax.lax.psum(total, ROWS)
+        axis = spec.index("fsdp")
+        return jax.lax.psum(jax.lax.psum_scatter(total, "fsdp", scatter_dimension=axis, tiled=True), "data")
+
+    def add_shard(*given: Any) -> tuple[Params, Sums]:
+        totals, sums = add_all(*given)
+        return jax.tree.map(share, totals, specs), jax.lax.psum(sums, ROWS)
+
+    shards = jax.shard_map(
+        add_shard, in_specs=(P(), BATCH, P(), P()), out_specs=(specs, P()), axis_names=set(ROWS), check_vma=False
     )
-    return local(params, batch, key, counts)
+    return shards(put_together(params), batch, key, counts)
 
 
 def dropout_key(seed: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec
 from bert_jax import attention
 from bert_jax.attention import attend, softmax, splash_attention
 from bert_jax.config import Config, DataConfig, MeshConfig, ModelConfig, faults
-from bert_jax.sharding import LOCAL, make_mesh
+from bert_jax.sharding import ROWS, make_mesh
 
 BATCH, HEADS, LENGTH, DIM = 2, 2, 256, 64
 
@@ -117,8 +117,8 @@ def test_devices_make_random_bytes_of_their_own(local):
     def made(*shape):
         if not local:
             return jax.jit(lambda key: attention.own_random_bytes(key, (8, *shape)))(key)
-        how = {"in_specs": PartitionSpec(), "out_specs": PartitionSpec(LOCAL), "axis_names": {LOCAL}}
-        shard = jax.shard_map(lambda key: attention.own_random_bytes(key, (4, *shape)), **how, check_vma=False)
+        how = {"in_specs": PartitionSpec(), "out_specs": PartitionSpec(ROWS), "axis_names": set(ROWS)}
+        shard = jax.shard_map(lambda key: attention.own_random_bytes(key, (2, *shape)), **how, check_vma=False)
         return jax.jit(shard)(key)
 
     with jax.set_mesh(mesh):

@@ -45,6 +45,29 @@ def test_collectives_are_counted_with_their_axes_and_bytes():
     assert len(found) == 5
 
 
+def test_collectives_that_the_compiler_cuts_or_renames_are_counted_as_what_they_are():
+    """As a TPU's compiler writes them: a chain of one gather, and a reduce-scatter as an all-reduce and a slice."""
+    gather = (
+        "  %g.{0} = f32[64]{{0}} all-gather(%x), channel_id=1, replica_groups=mesh['a'=2,'b'=4] {{'b'}}, "
+        'frontend_attributes={{chain_id="{1}"}}\n'
+    )
+    text = f"""HloModule jit_step
+%async_collective_fusion.1 (x: f32[16]) -> f32[64] {{
+{gather.format(1, 0)}}}
+%async_collective_fusion.2 (x: f32[16]) -> f32[64] {{
+{gather.format(2, 0)}}}
+%all-reduce-scatter.3 (x: f32[64]) -> f32[16] {{
+  %all-reduce.1 = f32[64]{{0}} all-reduce(%x), channel_id=1, replica_groups={{{{0,1,2,3}},{{4,5,6,7}}}}, to_apply=%sum
+}}
+ENTRY %main (x: f32[16]) -> f32[64] {{
+{gather.format(3, 1)}}}
+"""
+    assert hlo.collectives(text, {"data": 2, "fsdp": 4}) == [
+        Collective("all-gather", "fsdp", 4, 2, 2 * 256),
+        Collective("reduce-scatter", "fsdp", 4, 1, 256),
+    ]
+
+
 def test_cycles_in_a_loop_count_as_often_as_it_turns():
     estimate = ', backend_config={"window_config":{"estimated_cycles":"%d"}}'
     text = PROGRAM.replace("dimensions={0}", "dimensions={0}" + estimate % 70)

@@ -143,7 +143,10 @@ def test_every_parameter_matches_a_rule_and_every_rule_a_parameter():
 
 
 def test_mesh_sizes_are_checked():
-    assert dict(make_mesh(MeshConfig()).shape) == {"data": 8, "fsdp": 1, "tensor": 1}
+    assert dict(make_mesh(MeshConfig()).shape) == {"data": 1, "fsdp": 8, "tensor": 1}
+    assert dict(make_mesh(MeshConfig(tensor=2)).shape) == {"data": 1, "fsdp": 4, "tensor": 2}
+    assert dict(make_mesh(MeshConfig(data=4)).shape) == {"data": 4, "fsdp": 2, "tensor": 1}
+    assert dict(make_mesh(MeshConfig(), jax.devices()[:6]).shape) == {"data": 3, "fsdp": 2, "tensor": 1}
     assert dict(make_mesh(MeshConfig(data=2, fsdp=-1, tensor=2)).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
     for wrong in (MeshConfig(data=3), MeshConfig(fsdp=3), MeshConfig(data=16)):
         with pytest.raises(ConfigError, match="8 devices"):
