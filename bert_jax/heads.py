@@ -17,8 +17,8 @@ class Pooler(nn.Module):
     @nn.compact
     def __call__(self, first: jax.Array) -> jax.Array:
         size = self.config.hidden_size
-        kernel, bias = Affine((size, size), self.config.initializer_range, name="dense")(first.dtype)
-        return jnp.tanh(first @ kernel + bias)
+        kernel, bias = Affine((size, size), self.config.initializer_range, name="dense")()
+        return jnp.tanh(first @ kernel.astype(first.dtype) + bias.astype(first.dtype))
 
 
 class MlmHead(nn.Module):
@@ -33,8 +33,8 @@ class MlmHead(nn.Module):
     def __call__(self, hidden: jax.Array, token_embedding: jax.Array) -> jax.Array:
         config = self.config
         size, padded = config.hidden_size, config.padded_vocab_size
-        kernel, bias = Affine((size, size), config.initializer_range, name="transform")(hidden.dtype)
-        x = ACTIVATIONS[config.hidden_act](hidden @ kernel + bias)
+        kernel, bias = Affine((size, size), config.initializer_range, name="transform")()
+        x = ACTIVATIONS[config.hidden_act](hidden @ kernel.astype(hidden.dtype) + bias.astype(hidden.dtype))
         x = LayerNorm(config.layer_norm_epsilon, name="norm")(x)
         bias = self.param("bias", nn.initializers.zeros, (padded,))
         # Padding is masked in the bias: a pass over the vocabulary, not one over the logits.
@@ -55,5 +55,5 @@ class ClassifierHead(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         x = dropout(x, self.dropout_rate, None if self.deterministic else self.make_rng("dropout"))
         shape = (self.config.hidden_size, self.num_labels)
-        kernel, bias = Affine(shape, self.config.initializer_range, name="dense")(jnp.float32)
+        kernel, bias = Affine(shape, self.config.initializer_range, name="dense")()
         return x.astype(jnp.float32) @ kernel + bias

@@ -33,6 +33,31 @@ REMAT_POLICIES = {
 }
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def contract(spec: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`jnp.einsum(spec, x, kernel)` in the type of `x`, with the gradient of the float32 `kernel` as it was summed, in
+    float32. JAX's own would be rounded to the type of `x` first, and widened again in a pass of its own.
+    """
+    return jnp.einsum(spec, x, kernel.astype(x.dtype))
+
+
+def _contract_forward(spec: str, x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, Any]:
+    narrow = kernel.astype(x.dtype)
+    return jnp.einsum(spec, x, narrow), (x, narrow)
+
+
+def _contract_backward(spec: str, kept: Any, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    (x, narrow), (inputs, output) = kept, spec.split("->")
+    of_x, of_kernel = inputs.split(",")
+    return (
+        jnp.einsum(f"{output},{of_kernel}->{of_x}", gradient, narrow),
+        jnp.einsum(f"{of_x},{output}->{of_kernel}", x, gradient, preferred_element_type=jnp.float32),
+    )
+
+
+contract.defvjp(_contract_forward, _contract_backward)
+
+
 class Affine(nn.Module):
     """The weights of a linear map, without applying it: kernel of `shape`, bias of its last `bias_ndim` axes."""
 
@@ -41,10 +66,9 @@ class Affine(nn.Module):
     bias_ndim: int = 1
 
     @nn.compact
-    def __call__(self, dtype: Any) -> tuple[jax.Array, jax.Array]:
+    def __call__(self) -> tuple[jax.Array, jax.Array]:
         kernel = self.param("kernel", nn.initializers.truncated_normal(self.stddev), self.shape)
-        bias = self.param("bias", nn.initializers.zeros, self.shape[-self.bias_ndim :])
-        return kernel.astype(dtype), bias.astype(dtype)
+        return kernel, self.param("bias", nn.initializers.zeros, self.shape[-self.bias_ndim :])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -123,7 +147,7 @@ def project(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     One product for all three, then split, is slower by a TPU's compiler: it puts the parts of its gradient together
     first. On a CPU there is no difference; GPUs were not measured.
     """
-    return jnp.einsum("bsd,dnh->bnsh", x, kernel) + bias[:, None]
+    return contract("bsd,dnh->bnsh", x, kernel) + bias.astype(x.dtype)[:, None]
 
 
 class SelfAttention(nn.Module):
@@ -138,7 +162,7 @@ class SelfAttention(nn.Module):
         config, stddev = self.config, self.config.initializer_range
         heads = (config.num_heads, config.head_dim)
         query, key, value = (
-            Affine((config.hidden_size, *heads), stddev, 2, name=name)(x.dtype) for name in ("query", "key", "value")
+            Affine((config.hidden_size, *heads), stddev, 2, name=name)() for name in ("query", "key", "value")
         )
         context = attend(
             project(x[:, :1] if self.first_only else x, *query),
@@ -149,8 +173,8 @@ class SelfAttention(nn.Module):
             dropout_key=None if self.deterministic else self.make_rng("dropout"),
             backend=config.attention,
         )  # [B, N, S, H]
-        kernel, bias = Affine((*heads, config.hidden_size), stddev, name="out")(x.dtype)
-        return jnp.einsum("bnsh,nhd->bsd", context, kernel) + bias
+        kernel, bias = Affine((*heads, config.hidden_size), stddev, name="out")()
+        return contract("bnsh,nhd->bsd", context, kernel) + bias.astype(x.dtype)
 
 
 class Mlp(nn.Module):
@@ -163,10 +187,10 @@ class Mlp(nn.Module):
         config, stddev = self.config, self.config.initializer_range
         shape = x.shape
         x = x.reshape(-1, shape[-1])  # with B and S apart, the backward pass takes twice as long on a CPU
-        kernel, bias = Affine((config.hidden_size, config.mlp_dim), stddev, name="wi")(x.dtype)
-        x = ACTIVATIONS[config.hidden_act](x @ kernel + bias)  # [B S, F]
-        kernel, bias = Affine((config.mlp_dim, config.hidden_size), stddev, name="wo")(x.dtype)
-        return (x @ kernel + bias).reshape(shape)  # [B, S, D]
+        kernel, bias = Affine((config.hidden_size, config.mlp_dim), stddev, name="wi")()
+        x = ACTIVATIONS[config.hidden_act](contract("td,df->tf", x, kernel) + bias.astype(x.dtype))  # [B S, F]
+        kernel, bias = Affine((config.mlp_dim, config.hidden_size), stddev, name="wo")()
+        return (contract("tf,fd->td", x, kernel) + bias.astype(x.dtype)).reshape(shape)  # [B, S, D]
 
 
 class EncoderLayer(nn.Module):

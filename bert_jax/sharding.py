@@ -28,7 +28,7 @@ PARTITION_RULES = (
     (r"mlp/wi/kernel$", P(None, "fsdp", "tensor")),
     (r"mlp/wi/bias$", P(None, "tensor")),
     (r"mlp/wo/kernel$", P(None, ("fsdp", "tensor"), None)),
-    (r"(pooler/dense|mlm_head/transform)/kernel$", P("fsdp", "tensor")),
+    (r"(pooler/dense|mlm_head/transform)/kernel$", P(None, "tensor")),  # small
     (r"mlm_head/bias$", P(("fsdp", "tensor"))),
     (r"", P()),
 )

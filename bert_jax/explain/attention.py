@@ -86,10 +86,7 @@ def attention_maps(
     layers = []
     for number, x in enumerate(encode(config, params, batch, all_layers=True)[:-1]):
         heads = params[f"layers_{number}"]["attention"]
-        query, key = (
-            project(x, heads[name]["kernel"].astype(x.dtype), heads[name]["bias"].astype(x.dtype))
-            for name in ("query", "key")
-        )
+        query, key = (project(x, heads[name]["kernel"], heads[name]["bias"]) for name in ("query", "key"))
         scores = masked_scores(query * config.head_dim**-0.5, key, segment_ids)
         layers.append((jnp.where(visible, jax.nn.softmax(scores), 0), query, key))
     return tuple(jnp.stack(part).astype(jnp.float32) for part in zip(*layers, strict=True))
