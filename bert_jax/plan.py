@@ -464,7 +464,7 @@ def remedies(config: Config, mesh: dict[str, int], state: int, needed: int, limi
             found.append(f"--optimizer.accumulate {accumulate}")
         if config.model.remat == "none":
             found.append("--model.remat dots, or full")
-    found.append(f"--mesh.fsdp {2 * max(1, config.mesh.fsdp)}")
+    found.append(f"--mesh.fsdp {2 * mesh.get('fsdp', 1)}")
     return found
 
 
