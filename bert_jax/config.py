@@ -59,6 +59,11 @@ class ModelConfig:
     """Layers laid out per loop step of the compiled program; 0 unrolls all (fast to run, slower to compile)."""
 
     @property
+    def layers_apart(self) -> int:
+        """Layers that a training program runs one by one, from parameters of their own; 0 where a loop runs all."""
+        return 0 if self.scan_unroll else self.num_layers
+
+    @property
     def head_dim(self) -> int:
         """Width of one attention head (H)."""
         return self.hidden_size // self.num_heads

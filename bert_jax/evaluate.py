@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from bert_jax.model import separate_layers
 from bert_jax.sharding import global_batch, put_together, replicate
 from bert_jax.tasks import Batch, Params, Sums, Task
 
@@ -23,7 +24,7 @@ def evaluator(task: Task) -> Callable[[Params, Batch], tuple[Sums, Any]]:
 
     @jax.jit
     def evaluate_batch(params: Params, batch: Batch) -> tuple[Sums, Any]:
-        params = put_together(params)
+        params = put_together(separate_layers(params, task.objective.layers))
         outputs = task.outputs(params, batch) if task.outputs else None
         sums = task.objective.sums(params, batch, None)
         return sums, jax.tree.map(replicate, outputs)  # every process scores all of them

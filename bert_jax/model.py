@@ -262,16 +262,28 @@ class Encoder(nn.Module):
             split_rngs={"params": True, "dropout": True},
             in_axes=nn.broadcast,
             length=config.num_layers,
-            unroll=config.scan_unroll or config.num_layers,
+            unroll=max(1, config.scan_unroll),
         )
         x, states = stack(config, self.deterministic, self.all_layers, name="layers")(x, segment_ids)
         return jnp.concatenate([first[None], states]) if self.all_layers else x
 
 
 def separate_layers(params: dict[str, Any], num_layers: int) -> dict[str, Any]:
-    """`params` with the stack `layers` taken apart into `layers_0`, …: what prediction runs.
+    """`params` with the stack `layers` taken apart into `layers_0`, …: what programs without a loop over layers run;
+    as they are where `num_layers` is 0.
 
     A slice of the stack is a copy in every call: half of the time of one sentence (`benchmarks/predict.py`).
     """
+    if num_layers == 0:
+        return params
     layers = {f"layers_{i}": jax.tree.map(operator.itemgetter(i), params["layers"]) for i in range(num_layers)}
     return {name: tree for name, tree in params.items() if name != "layers"} | layers
+
+
+def stack_layers(params: dict[str, Any]) -> dict[str, Any]:
+    """Inverse of `separate_layers`."""
+    names = [f"layers_{i}" for i in range(len(params)) if f"layers_{i}" in params]
+    if not names:
+        return params
+    stack = jax.tree.map(lambda *layers: jnp.stack(layers), *(params[name] for name in names))
+    return {name: tree for name, tree in params.items() if name not in names} | {"layers": stack}

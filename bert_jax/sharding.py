@@ -58,6 +58,8 @@ def path_name(path: tuple[Any, ...]) -> str:
 def partition_spec(path: str, ndim: int) -> P:
     """The PartitionSpec of the parameter (or optimizer moment) that ends in `path`."""
     spec = next(spec for pattern, spec in PARTITION_RULES if re.search(pattern, path))
+    if re.match(r"layers_\d+/", path):  # taken out of the stack
+        spec = P(*spec[1:])
     return spec if len(spec) <= ndim else P()  # optimizer scalars under a parameter's path
 
 

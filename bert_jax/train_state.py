@@ -10,6 +10,7 @@ import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from bert_jax.model import separate_layers, stack_layers
 from bert_jax.sharding import (
     BATCH,
     ROWS,
@@ -99,10 +100,12 @@ def gradients(
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         return jax.lax.scan(add_micro, zeros, (jnp.arange(accumulate), micros))[0]
 
+    apart = separate_layers(params, objective.layers)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or batch_shards(mesh) == 1:
-        return add_all(params, batch, key, counts)
-    specs = specs_over("fsdp", params)
+        totals, sums = add_all(apart, batch, key, counts)
+        return stack_layers(totals), sums
+    specs = specs_over("fsdp", apart)
 
     def share(total: jax.Array, spec: P) -> jax.Array:
         if "fsdp" not in spec:
@@ -117,7 +120,8 @@ def gradients(
     shards = jax.shard_map(
         add_shard, in_specs=(P(), BATCH, P(), P()), out_specs=(specs, P()), axis_names=set(ROWS), check_vma=False
     )
-    return shards(put_together(params), batch, key, counts)
+    totals, sums = shards(put_together(apart), batch, key, counts)
+    return stack_layers(totals), sums
 
 
 def dropout_key(seed: jax.Array) -> jax.Array:

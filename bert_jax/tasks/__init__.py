@@ -45,6 +45,8 @@ class Objective(NamedTuple):
     """batch -> count of each loss term: from weights alone, so known before the forward pass."""
     losses: tuple[str, ...]
     """Metrics whose means add up to the training loss; the count of the last one counts examples."""
+    layers: int
+    """How many `model.separate_layers` takes apart before `sums` is called; 0 leaves the stack."""
 
 
 class Task(NamedTuple):

@@ -330,6 +330,7 @@ def build_from(
         sums=functools.partial(sums, config.model, problem=problem),
         weights=lambda batch: {"loss": batch["label_weights"].sum()},
         losses=("loss",),
+        layers=config.model.layers_apart,
     )
     return Task(
         objective,

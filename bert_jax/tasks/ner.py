@@ -344,6 +344,7 @@ def build(config: Config) -> Task:
         sums=functools.partial(sums, config.model),
         weights=lambda batch: {"loss": batch["label_weights"].sum()},
         losses=("loss",),
+        layers=config.model.layers_apart,
     )
     return Task(
         objective,

@@ -120,6 +120,7 @@ def objective(config: Config) -> Objective:
         sums=functools.partial(sums, config.model),
         weights=weights,
         losses=LOSSES,
+        layers=config.model.layers_apart,
     )
 
 
