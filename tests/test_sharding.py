@@ -72,6 +72,19 @@ def test_accumulation_is_one_large_batch(small_config, shape):
         np.testing.assert_allclose(one, other, atol=5e-6)
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)], ids=str)
+def test_a_loop_over_layers_computes_the_same(small_config, shape):
+    """Without dropout, whose keys follow from where a layer stands."""
+    still = dataclasses.replace(small_config.model, hidden_dropout=0.0, attention_dropout=0.0)
+    apart, looped = (
+        run(dataclasses.replace(small_config, model=dataclasses.replace(still, scan_unroll=unroll)), shape)
+        for unroll in (0, 1)
+    )
+    np.testing.assert_allclose(apart[0], looped[0], rtol=1e-6)
+    for one, other in zip(jax.tree.leaves(apart[1]), jax.tree.leaves(looped[1]), strict=True):
+        np.testing.assert_allclose(one, other, atol=5e-6)
+
+
 def test_micro_batches_are_the_same_on_every_mesh_dropout_too(small_config):
     wanted, single = run(small_config, (1, 1, 1), accumulate=2)
     for shape in ((2, 2, 2), (1, 4, 2)):
