@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from bert_jax.attention import attend, dropout
 from bert_jax.config import ModelConfig
-from bert_jax.sharding import constrain_batch
+from bert_jax.sharding import constrain_batch, platform
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -34,28 +34,38 @@ REMAT_POLICIES = {
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def contract(spec: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`jnp.einsum(spec, x, kernel)` in the type of `x`, with the gradient of the float32 `kernel` as it was summed, in
-    float32. JAX's own would be rounded to the type of `x` first, and widened again in a pass of its own.
+def affine(spec: str, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """`jnp.einsum(spec, x, kernel)` in the type of `x`, plus `bias` along the axes that come from `kernel`.
+
+    The gradients of the float32 `kernel` and `bias` stay as they are summed, in float32. JAX's own would be rounded to
+    the type of `x` first, and widened again in a pass of its own.
     """
-    return jnp.einsum(spec, x, kernel.astype(x.dtype))
+    return _affine_forward(spec, x, kernel, bias)[0]
 
 
-def _contract_forward(spec: str, x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, Any]:
-    narrow = kernel.astype(x.dtype)
-    return jnp.einsum(spec, x, narrow), (x, narrow)
+def _affine_forward(spec: str, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> tuple[jax.Array, Any]:
+    narrow, (of_kernel, output) = kernel.astype(x.dtype), spec.split(",")[1].split("->")
+    axes = [axis for axis, name in enumerate(output) if name not in of_kernel]
+    return jnp.einsum(spec, x, narrow) + jnp.expand_dims(bias.astype(x.dtype), axes), (x, narrow)
 
 
-def _contract_backward(spec: str, kept: Any, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _affine_backward(spec: str, kept: Any, gradient: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     (x, narrow), (inputs, output) = kept, spec.split("->")
     of_x, of_kernel = inputs.split(",")
+    summed = "".join(name for name in output if name not in of_kernel)
+    of_bias = "".join(name for name in output if name in of_kernel)
+    # By a product with ones, and with as many rows as a TPU's matrix unit takes at once: with one row its compiler adds
+    # up by itself, which takes ten times as long for heads of 64 in rows of 512.
+    ones = jnp.ones((8, *(gradient.shape[output.index(name)] for name in summed)), gradient.dtype)
+    total = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     return (
         jnp.einsum(f"{output},{of_kernel}->{of_x}", gradient, narrow),
-        jnp.einsum(f"{of_x},{output}->{of_kernel}", x, gradient, preferred_element_type=jnp.float32),
+        total(f"{of_x},{output}->{of_kernel}", x, gradient),
+        total(f"z{summed},{output}->z{of_bias}", ones, gradient)[0],
     )
 
 
-contract.defvjp(_contract_forward, _contract_backward)
+affine.defvjp(_affine_forward, _affine_backward)
 
 
 class Affine(nn.Module):
@@ -147,7 +157,7 @@ def project(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     One product for all three, then split, is slower by a TPU's compiler: it puts the parts of its gradient together
     first. On a CPU there is no difference; GPUs were not measured.
     """
-    return contract("bsd,dnh->bnsh", x, kernel) + bias.astype(x.dtype)[:, None]
+    return affine("bsd,dnh->bnsh", x, kernel, bias)
 
 
 class SelfAttention(nn.Module):
@@ -173,8 +183,7 @@ class SelfAttention(nn.Module):
             dropout_key=None if self.deterministic else self.make_rng("dropout"),
             backend=config.attention,
         )  # [B, N, S, H]
-        kernel, bias = Affine((*heads, config.hidden_size), stddev, name="out")()
-        return contract("bnsh,nhd->bsd", context, kernel) + bias.astype(x.dtype)
+        return affine("bnsh,nhd->bsd", context, *Affine((*heads, config.hidden_size), stddev, name="out")())
 
 
 class Mlp(nn.Module):
@@ -185,12 +194,13 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         config, stddev = self.config, self.config.initializer_range
-        shape = x.shape
-        x = x.reshape(-1, shape[-1])  # with B and S apart, the backward pass takes twice as long on a CPU
-        kernel, bias = Affine((config.hidden_size, config.mlp_dim), stddev, name="wi")()
-        x = ACTIVATIONS[config.hidden_act](contract("td,df->tf", x, kernel) + bias.astype(x.dtype))  # [B S, F]
-        kernel, bias = Affine((config.mlp_dim, config.hidden_size), stddev, name="wo")()
-        return (contract("tf,fd->td", x, kernel) + bias.astype(x.dtype)).reshape(shape)  # [B, S, D]
+        # One axis for B and S is faster on a CPU; on a TPU it keeps LayerNorm from being done on the way in and out.
+        shape, tokens = x.shape, "bs" if platform() == "tpu" else "t"
+        x = x if tokens == "bs" else x.reshape(-1, shape[-1])
+        wi = Affine((config.hidden_size, config.mlp_dim), stddev, name="wi")()
+        wo = Affine((config.mlp_dim, config.hidden_size), stddev, name="wo")()
+        x = ACTIVATIONS[config.hidden_act](affine(f"{tokens}d,df->{tokens}f", x, *wi))
+        return affine(f"{tokens}f,fd->{tokens}d", x, *wo).reshape(shape)
 
 
 class EncoderLayer(nn.Module):

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bert_jax import model
 from bert_jax.attention import attend, dropout
 from bert_jax.config import DataConfig, ModelConfig
 from bert_jax.data.masking import Vocabulary, mask_tokens
 from bert_jax.data.packing import row_dtype, unpack_rows
-from bert_jax.model import gelu, layer_norm, separate_layers
+from bert_jax.model import Mlp, affine, gelu, layer_norm, separate_layers
 from bert_jax.tasks import encode, encode_first, pretrain
 
 MODEL = ModelConfig(
@@ -295,6 +296,45 @@ def test_layer_norm_of_constant_rows_is_finite():
     assert float(raw.min()) < -1e-12
     value, gradient = jax.value_and_grad(lambda x: layer_norm(x, jnp.ones(768), jnp.ones(768), 1e-12).sum())(x)
     assert np.isfinite(float(value)) and np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize(
+    ("spec", "shapes"),
+    [
+        ("td,df->tf", [(12, 8), (8, 10), (10,)]),
+        ("bsf,fd->bsd", [(3, 4, 8), (8, 10), (10,)]),
+        ("bsd,dnh->bnsh", [(3, 4, 8), (8, 2, 5), (2, 5)]),
+        ("bnsh,nhd->bsd", [(3, 2, 4, 5), (2, 5, 10), (10,)]),
+    ],
+)
+def test_affine_and_its_gradients_are_those_of_jax_s_own(spec, shapes):
+    rng = np.random.default_rng(0)
+    arguments = [np.float32(rng.normal(size=shape)) for shape in shapes]
+
+    def plain(x, kernel, bias):
+        return jnp.einsum(spec, x, kernel) + (bias[:, None] if spec.endswith("bnsh") else bias)
+
+    def loss_and_gradients(apply):
+        return jax.value_and_grad(lambda *given: jnp.sin(apply(*given)).sum(), argnums=(0, 1, 2))(*arguments)
+
+    own = functools.partial(affine, spec)
+    assert_trees_close(loss_and_gradients(own), loss_and_gradients(plain), 1e-5)
+    x, *weights = arguments
+    narrow = x.astype(jnp.bfloat16)
+    value, pull = jax.vjp(own, narrow, *weights)
+    found = pull(jnp.ones_like(value))
+    assert [leaf.dtype for leaf in (value, *found)] == ["bfloat16", "bfloat16", "float32", "float32"]
+    assert_trees_close([np.float32(leaf) for leaf in found], jax.vjp(plain, *arguments)[1](jnp.ones(value.shape)), 0.02)
+
+
+def test_mlp_on_tpus_computes_what_it_does_here(monkeypatch):
+    """There it keeps rows apart."""
+    x = jax.random.normal(jax.random.key(0), (2, 5, MODEL.hidden_size))
+    mlp = Mlp(MODEL)
+    weights = mlp.init(jax.random.key(1), x)
+    here = mlp.apply(weights, x)
+    monkeypatch.setattr(model, "platform", lambda: "tpu")
+    np.testing.assert_allclose(mlp.apply(weights, x), here, rtol=0, atol=1e-6)
 
 
 def test_separate_layers_give_what_the_stack_gives(params):
