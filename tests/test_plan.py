@@ -200,6 +200,20 @@ print(plan.compile_for(step, mesh, jax.ShapeDtypeStruct((32, 16), jnp.float32, s
     assert done.stdout == "True\n", done.stderr
 
 
+def test_any_torus_is_split_into_shares(compiler):
+    code = """
+from bert_jax import plan, sharding
+from bert_jax.config import MeshConfig
+for topology in ("v5e:16x16", "v6e:4x4", "v5p:4x4x4", "v4:8x8x8"):
+    devices = plan.topology_devices(topology, plan.chip_of(topology))
+    mesh = sharding.make_mesh(MeshConfig(), devices)
+    assert len({device.id for device in mesh.devices.flat}) == len(devices)
+    print(*mesh.shape.values())
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["32 8 1", "2 8 1", "8 8 1", "64 8 1"], done.stderr
+
+
 @pytest.mark.parametrize(("topology", "accumulate"), [("v5e:2x4", 1), ("v5e:2x4", 4), ("v5p:2x2x2", 1)])
 def test_tiny_compiles_for_a_slice(compiler, topology, accumulate, tmp_path):
     batch = ("--train.global-batch-size", str(64 * accumulate), "--optimizer.accumulate", str(accumulate))
