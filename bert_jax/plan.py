@@ -219,6 +219,7 @@ def topology_devices(topology: str, chip: Chip) -> list[Any]:
         raise ConfigError("--plan: needs the TPU's compiler; pip install 'bert_jax[tpu]'")
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    os.environ.pop("XLA_FLAGS", None)  # libtpu ends the process, without a word, at one that jaxlib alone knows
     with captured_stderr():  # it complains of the metadata that it was told not to look for
         try:
             return list(topologies.get_topology_desc(topology, platform="tpu", **chip.options).devices)
