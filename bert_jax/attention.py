@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -151,8 +152,7 @@ def splash_attention(
 ) -> jax.Array:
     """JAX's Pallas kernel for TPUs: no array of [S, S] is ever in memory. `query` is scaled already.
 
-    The compiler cannot split a kernel, so each device runs it on its own rows and heads. `interpret` runs it anywhere,
-    slowly.
+    `interpret` runs it anywhere, slowly.
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
@@ -171,18 +171,27 @@ def splash_attention(
         )
         return jax.vmap(kernel)(query, key, value, kernels.SegmentIds(segment_ids, segment_ids))
 
-    if jax.sharding.get_abstract_mesh().empty:
-        return local(query, key, value, segment_ids)
-    rows, heads = P(batch_axes()), P(batch_axes(), "tensor")
-    # The kernel's outputs do not tell over which axes they vary.
-    return jax.shard_map(local, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)(
-        query, key, value, segment_ids
-    )
+    return on_each_device(local, query, key, value, segment_ids)
 
 
 def cudnn_attention(query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array) -> jax.Array:
     """cuDNN's fused kernel, for bfloat16 on GPUs. `query` is scaled already."""
-    tokens_first = (x.swapaxes(1, 2) for x in (query, key, value))  # [B, S, N, H]
-    mask = same_example(segment_ids)
-    found = jax.nn.dot_product_attention(*tokens_first, mask=mask, scale=1.0, implementation="cudnn")
-    return found.swapaxes(1, 2)
+
+    def local(query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array) -> jax.Array:
+        tokens_first = (x.swapaxes(1, 2) for x in (query, key, value))  # [B, S, N, H]
+        mask = same_example(segment_ids)
+        found = jax.nn.dot_product_attention(*tokens_first, mask=mask, scale=1.0, implementation="cudnn")
+        return found.swapaxes(1, 2)
+
+    return on_each_device(local, query, key, value, segment_ids)
+
+
+def on_each_device(local: Any, query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array) -> jax.Array:
+    """`local`, attention in a kernel, which the compiler cannot split, on the rows and heads of each device."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return local(query, key, value, segment_ids)
+    rows, heads = P(batch_axes()), P(batch_axes(), "tensor")
+    # Kernels do not tell over which axes their outputs vary.
+    return jax.shard_map(local, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)(
+        query, key, value, segment_ids
+    )

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from bert_jax.errors import ConfigError
 
 VOCAB_MULTIPLE = 128  # vocabulary rows are padded to this, so that every mesh and matrix unit divides them
+MOST_SHARES = 8  # of the training state, where MeshConfig.fsdp is 0
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ class ModelConfig:
     remat: Literal["none", "full", "dots"] = "none"
     """What the backward pass computes again: nothing, whole layers, or all but matrix products."""
     scan_unroll: int = 0
-    """Layers laid out per loop step of the compiled program; 0 unrolls all (fast to run, slower to compile)."""
+    """Layers laid out per step of a loop over them; 0 trains without a loop, from layers taken apart (fast to run,
+    slower to compile)."""
 
     @property
     def layers_apart(self) -> int:
@@ -160,8 +162,8 @@ class MeshConfig:
     data: int = -1
     """Copies of the training state, which share the batch."""
     fsdp: int = 0
-    """Shares of every parameter and moment, put together once a step; the batch is split over this axis too. 0 takes 8,
-    or what of 4 and 2 the devices allow."""
+    """Shares of the token table, the layers' kernels and their moments, put together once a step; the batch is split
+    over this axis too. It divides head_dim. 0 takes MOST_SHARES, or what of them the devices of a slice allow."""
     tensor: int = 1
     """Shares of heads and MLP columns."""
 

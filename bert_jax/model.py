@@ -259,7 +259,8 @@ class Encoder(nn.Module):
         first = x = constrain_batch(x)
         layer = EncoderLayer
         if config.remat != "none":
-            layer = nn.remat(layer, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
+            # Outside a loop the compiler would find the second computation to be the first, and keep its results.
+            layer = nn.remat(layer, policy=REMAT_POLICIES[config.remat], prevent_cse=self.separate)
         if self.separate:
             states = []
             for number in range(config.num_layers):

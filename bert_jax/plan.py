@@ -399,8 +399,12 @@ def weak_scaling(
     compute: float, collectives: list[hlo.Collective], chip: Chip, chips: int, dimensions: int
 ) -> list[dict[str, Any]]:
     """Share of the speed of one chip alone, compute / step, that is left with other numbers of chips, each with the
-    same rows: compute stays, and of the collectives over `data` the rings grow, their bytes do not.
+    same rows: compute stays, and of the collectives over `data` the rings grow, their bytes do not. Where that axis is
+    1, what it will add up is what a chip has left of the gradients.
     """
+    if not any("data" in one.axes.split("+") for one in collectives):
+        scattered = sum(one.bytes // one.group for one in collectives if one.kind == "reduce-scatter")
+        collectives = [*collectives, hlo.Collective("all-reduce", "data", 1, 1, scattered)]
     found = []
     for number in SCALES:
         grown = [
@@ -461,12 +465,13 @@ def remedies(config: Config, mesh: dict[str, int], state: int, needed: int, limi
     if state < limit:
         parts = 2 ** math.ceil(math.log2((needed - state) / (limit - state)))
         accumulate = config.optimizer.accumulate * parts
-        if config.train.global_batch_size % (accumulate * mesh.get("data", 1) * mesh.get("fsdp", 1)) == 0:
+        if config.train.global_batch_size % (accumulate * mesh["data"] * mesh["fsdp"]) == 0:
             found.append(f"--optimizer.accumulate {accumulate}")
         if config.model.remat == "none":
             found.append("--model.remat dots, or full")
-    found.append(f"--mesh.fsdp {2 * mesh.get('fsdp', 1)}")
-    return found
+    if mesh["data"] % 2 == 0 and needed - state // 2 <= limit:
+        found.append(f"--mesh.fsdp {2 * mesh['fsdp']}")
+    return found or ["a slice of more chips"]
 
 
 def describe(found: dict[str, Any]) -> str:

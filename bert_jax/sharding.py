@@ -6,17 +6,16 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental.mesh_utils import create_device_mesh
+from jax.experimental.mesh_utils import create_device_mesh, create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bert_jax.config import Config, MeshConfig
+from bert_jax.config import MOST_SHARES, Config, MeshConfig
 from bert_jax.errors import ConfigError
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")  # the batch is split over every axis that does not split heads
 BATCH = P(ROWS)
-MOST_SHARES = 8  # of the state, where MeshConfig.fsdp is 0
 
 # First match wins. Stacked layers carry a leading layer axis, which is never split. The hidden axis of the token
 # table is never split either: a lookup would then gather from every device. Shares over fsdp are put together once a
@@ -36,20 +35,31 @@ PARTITION_RULES = (
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
-    """Mesh with axes data, fsdp, tensor over `devices` (default: all). Raises ConfigError when sizes do not fit."""
+    """Mesh with axes data, fsdp, tensor over `devices` (default: all); between slices of TPUs, which a slower network
+    joins, there is `data` alone. Raises ConfigError when sizes do not fit.
+    """
     devices = jax.devices() if devices is None else devices
-    rest = len(devices) // max(1, config.tensor) // max(1, config.data)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    rest = len(devices) // max(1, config.tensor) // max(slices, config.data)
     sizes = [config.data, config.fsdp or math.gcd(rest, MOST_SHARES), config.tensor]
     known = int(np.prod([size for size in sizes if size != -1]))
     if -1 in sizes and len(devices) % known == 0:
         sizes[sizes.index(-1)] = len(devices) // known
     if -1 in sizes or int(np.prod(sizes)) != len(devices):
         raise ConfigError(
-            f"mesh: data x fsdp x tensor = {config.data} x {config.fsdp} x {config.tensor} does not cover "
-            f"{len(devices)} devices; use --mesh.data -1 with --mesh.fsdp and --mesh.tensor dividing {len(devices)}"
+            f"mesh: data x fsdp x tensor = {' x '.join(map(str, sizes))} does not cover {len(devices)} devices; "
+            f"use --mesh.data -1 with --mesh.fsdp and --mesh.tensor dividing {len(devices)}"
         )
     # `jax.make_mesh` refuses 8 shares of a torus of 4 x 4 x 4, whose axes must then be split.
-    placed = create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    if slices == 1:
+        placed = create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    elif sizes[0] % slices:
+        raise ConfigError(
+            f"mesh.data: {slices} slices do not divide {sizes[0]}; take smaller --mesh.fsdp or --mesh.tensor"
+        )
+    else:
+        of_slice = [sizes[0] // slices, *sizes[1:]]
+        placed = create_hybrid_device_mesh(of_slice, [slices, 1, 1], devices, allow_split_physical_axes=True)
     return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 

@@ -186,7 +186,7 @@ def stop_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def start_from(state: Any, model: Any, labels: tuple[str, ...], problem: str, reinit_layers: int = 0) -> Any:
+def start_from(state: Any, model: Any, mesh: Any, labels: tuple[str, ...], problem: str, reinit_layers: int = 0) -> Any:
     """Puts loaded weights where name and shape agree; a table says what was loaded, newly made and ignored.
 
     A classifier is taken only if its labels are `labels` and mean the same `problem`: rows of other classes of the same
@@ -194,7 +194,7 @@ def start_from(state: Any, model: Any, labels: tuple[str, ...], problem: str, re
     """
     from bert_jax.convert import table
     from bert_jax.optimizer import STACKED
-    from bert_jax.sharding import named_leaves
+    from bert_jax.sharding import host_arrays, named_leaves
 
     ours, theirs = named_leaves(state.params), named_leaves(model.params)
     loaded = {name for name in ours if name in theirs and theirs[name].shape == ours[name].shape}
@@ -207,9 +207,9 @@ def start_from(state: Any, model: Any, labels: tuple[str, ...], problem: str, re
             )
         loaded = {name for name in loaded if not name.startswith("pooler/")}
         say(f"the top {reinit_layers} layers and the pooler are newly made")
-        theirs |= {
-            name: keep_top(theirs[name], ours[name], reinit_layers) for name in loaded if name.startswith(STACKED)
-        }
+        stacked = {name: ours[name] for name in loaded if name.startswith(STACKED)}
+        made = host_arrays(stacked, mesh)
+        theirs |= {name: keep_top(theirs[name], made[name], reinit_layers) for name in stacked}
     unused = sorted({name.split("/")[0] for name in theirs.keys() - loaded})
     new = {name: array for name, array in ours.items() if name not in loaded}
     say(f"weights:\n{table({name: ours[name] for name in sorted(loaded)}, new, (*unused, *model.ignored))}")
@@ -220,7 +220,7 @@ def keep_top(theirs: Any, ours: Any, count: int) -> Any:
     """The layers [L, ...] of `theirs`, but the last `count` of them of `ours`."""
     import numpy as np
 
-    return np.concatenate([theirs[: len(theirs) - count], np.asarray(ours)[len(theirs) - count :]])
+    return np.concatenate([theirs[: len(theirs) - count], ours[len(theirs) - count :]])
 
 
 def with_params(state: Any, arrays: dict[str, Any]) -> Any:
@@ -430,7 +430,7 @@ def run(config: Config, workdir: str, bucket: str, mesh: Any, resume: str, began
             if task.first_params:
                 state = with_params(state, task.first_params())
             if starting:
-                state = start_from(state, starting, task.labels, task.problem, config.train.reinit_layers)
+                state = start_from(state, starting, mesh, task.labels, task.problem, config.train.reinit_layers)
         hosts.from_first(lambda: write_beginning(config, workdir, task, new=start is None))
         hosts.together(carry_up)
         start = start or 0

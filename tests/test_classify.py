@@ -191,7 +191,7 @@ def test_a_classifier_of_other_labels_is_not_taken_over(labels, taken, small_con
     weights = jax.tree.map(lambda leaf: np.asarray(leaf) + 1, params)
     state = TrainState(step=0, params=params, opt_state=())
     model = Model(weights, small_config.model, "", ("no", "yes"))
-    found = start_from(state, model, labels, PROBLEMS[0]).params
+    found = start_from(state, model, None, labels, PROBLEMS[0]).params
     same = np.array_equal(found["classifier"]["dense"]["kernel"], weights["classifier"]["dense"]["kernel"])
     assert same == taken
     np.testing.assert_array_equal(found["pooler"]["dense"]["kernel"], weights["pooler"]["dense"]["kernel"])

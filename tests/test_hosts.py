@@ -194,6 +194,9 @@ def test_one_run_on_every_topology_and_from_one_to_another(small_config, tmp_pat
     wanted = losses_of(two)
     assert "resumed at step 3" in run(small_config, one, 2, 1, "--mesh.fsdp=2").stderr
     np.testing.assert_allclose(losses_of(one), wanted, rtol=1e-5)
+    # Its weights, but for new top layers, which each process has a part of.
+    again = run(small_config, tmp_path / "new", 2, 1, f"--train.init_from={two}", "--train.reinit_layers=1")
+    assert "the top 1 layers and the pooler are newly made" in again.stderr
 
 
 def finish(processes, timeout=120):

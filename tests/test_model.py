@@ -184,6 +184,20 @@ def test_remat_and_unrolling_change_no_number(params, changes):
     assert_trees_close(found[1], expected[1], 1e-5)
 
 
+@pytest.mark.parametrize("separate", [True, False])
+def test_remat_computes_layers_twice(params, separate):
+    """A compiler that may see both for one would compute them once, and keep all."""
+    packed, _ = packed_and_unpacked()
+    given = separate_layers(params, MODEL.num_layers) if separate else params
+
+    def products(remat):
+        config = dataclasses.replace(MODEL, remat=remat)
+        loss = jax.grad(lambda params: pretrain.sums(config, params, packed, None)["masked_lm_loss"][0])
+        return jax.jit(loss).lower(given).compile().cost_analysis()["flops"]
+
+    assert products("full") > 1.1 * products("none")
+
+
 def test_remat_keeps_the_dropout_masks(params):
     packed, _ = packed_and_unpacked()
 

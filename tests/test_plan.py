@@ -126,6 +126,13 @@ def test_a_report_adds_up():
     slow = 2 * 440e6 / (2 * 50e9)
     assert shares[8] == pytest.approx([0.040 / (0.040 + slow * 7 / 8), 1])
     assert shares[128] == pytest.approx([0.040 / (0.040 + slow * 127 / 128), 1])
+    # In shares over fsdp there is nothing to add up over data yet: on 128 chips, an eighth over 16 of them.
+    shares = [Collective("all-gather", "fsdp", 8, 1, 220e6), Collective("reduce-scatter", "fsdp", 8, 1, 440e6)]
+    found = plan.weak_scaling(0.040, shares, plan.CHIPS["v5e"], 8, 2)
+    once = 660e6 * 7 / 8 / (2 * 50e9)
+    assert [one["chips"] for one in found if one["efficiency"][0] == pytest.approx(0.040 / (0.040 + once))] == [8]
+    more = once + 2 * 55e6 * 15 / 16 / (2 * 50e9)
+    assert found[4]["chips"] == 128 and found[4]["efficiency"][0] == pytest.approx(0.040 / (0.040 + more))
     large = whole._replace(peak=40 * 2**30, arguments=10**9)
     found = plan.report_of(config, "v5e:2x4", plan.CHIPS["v5e"], {"data": 8, "fsdp": 1, "tensor": 1}, large, None)
     assert not found["fits"] and "--optimizer.accumulate 4" in found["would_fit"]
@@ -147,6 +154,11 @@ def test_a_program_that_the_compiler_refuses_is_told_with_what_would_fit():
     odd = dataclasses.replace(config, train=dataclasses.replace(config.train, global_batch_size=8))
     remedies = plan.refusal_of(odd, "v5e:2x4", plan.CHIPS["v5e"], mesh, needed)["would_fit"]
     assert remedies and not any("accumulate" in word for word in remedies)
+    # Shares of the state alone: of 24 GB they spare 12 or, where all devices are one share's already, nothing.
+    shares = [
+        plan.remedies(odd, {"data": 8 // f, "fsdp": f, "tensor": 1}, 24 * 10**9, 26 * 10**9, 16e9) for f in (4, 8)
+    ]
+    assert shares == [["--mesh.fsdp 8"], ["a slice of more chips"]]
 
 
 def test_what_libraries_write_is_held_back(capfd):
@@ -209,9 +221,14 @@ for topology in ("v5e:16x16", "v6e:4x4", "v5p:4x4x4", "v4:8x8x8"):
     mesh = sharding.make_mesh(MeshConfig(), devices)
     assert len({device.id for device in mesh.devices.flat}) == len(devices)
     print(*mesh.shape.values())
+from jax.experimental import topologies
+two = topologies.get_topology_desc("v5e:2x2", platform="tpu", num_slices=2).devices
+for devices in sharding.make_mesh(MeshConfig(), two).devices:
+    assert len({device.slice_index for device in devices.flat}) == 1
+    print(devices.shape)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout.splitlines() == ["32 8 1", "2 8 1", "8 8 1", "64 8 1"], done.stderr
+    assert done.stdout.splitlines() == ["32 8 1", "2 8 1", "8 8 1", "64 8 1", "(4, 1)", "(4, 1)"], done.stderr
 
 
 @pytest.mark.parametrize(("topology", "accumulate"), [("v5e:2x4", 1), ("v5e:2x4", 4), ("v5p:2x2x2", 1)])

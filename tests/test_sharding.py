@@ -15,7 +15,7 @@ from bert_jax.data import pipeline
 from bert_jax.data.prepare import load_manifest
 from bert_jax.errors import ConfigError
 from bert_jax.optimizer import build_optimizer
-from bert_jax.sharding import PARTITION_RULES, global_batch, make_mesh, partition_spec
+from bert_jax.sharding import PARTITION_RULES, global_batch, make_mesh, partition_spec, tree_shardings
 from bert_jax.tasks import pretrain
 from bert_jax.train_state import abstract_state, create_state, jit_step, train_step
 
@@ -96,7 +96,7 @@ def test_micro_batches_are_the_same_on_every_mesh_dropout_too(small_config):
 
 def compiled(small_config, accumulate):
     """The state's shapes, and the program of a step on a mesh of four devices."""
-    task, optimizer, mesh = build(small_config, (4, 1, 1))
+    task, optimizer, mesh = build(small_config, (2, 2, 1))
     with jax.set_mesh(mesh):
         state = abstract_state(task.objective, optimizer, mesh)
         step = jit_step(task.objective, optimizer, mesh, accumulate=accumulate)
@@ -113,7 +113,7 @@ def test_gradients_of_micro_batches_go_over_the_network_once(small_config, of_on
     """The devices send as much for four micro-batches as for one, but for a few counts."""
 
     def sent(program):
-        mesh = {"data": 4, "fsdp": 1, "tensor": 1}
+        mesh = {"data": 2, "fsdp": 2, "tensor": 1}
         return sum(one.bytes for one in hlo.collectives(program.as_text(), mesh))
 
     once = sent(of_one_batch[1])
@@ -146,6 +146,21 @@ def test_state_is_born_sharded_and_optimizer_moments_like_their_parameters(small
     assert table.addressable_shards[0].data.shape == (table.shape[0] // 4, table.shape[1])
     moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.shape == kernel.shape]
     assert moments and all(moment.sharding == kernel.sharding for moment in moments)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "share"), [((1, 1, 1), 1), ((8, 1, 1), 1), ((1, 8, 1), 8), ((1, 4, 2), 8), ((2, 2, 2), 4)]
+)
+def test_bytes_of_a_device_fall_as_the_mesh_says(mesh, share):
+    """All but a hundredth of BERT-base is split."""
+    parts = ModelConfig()
+    shapes = jax.eval_shape(lambda: pretrain.init(parts, jax.random.key(0)))
+    shardings = jax.tree.leaves(
+        tree_shardings(shapes, make_mesh(MeshConfig(*mesh), jax.devices()[: int(np.prod(mesh))]))
+    )
+    held = sum(int(np.prod(s.shard_shape(x.shape))) for x, s in zip(jax.tree.leaves(shapes), shardings, strict=True))
+    whole = sum(x.size for x in jax.tree.leaves(shapes))
+    assert whole / share <= held < whole / share + 0.02 * whole
 
 
 def test_every_parameter_matches_a_rule_and_every_rule_a_parameter():
