@@ -468,7 +468,7 @@ def remedies(config: Config, mesh: dict[str, int], state: int, needed: int, limi
         if config.train.global_batch_size % (accumulate * mesh["data"] * mesh["fsdp"]) == 0:
             found.append(f"--optimizer.accumulate {accumulate}")
         if config.model.remat == "none":
-            found.append("--model.remat dots, or full")
+            found.append("--model.remat full")
     if mesh["data"] % 2 == 0 and needed - state // 2 <= limit:
         found.append(f"--mesh.fsdp {2 * mesh['fsdp']}")
     return found or ["a slice of more chips"]
