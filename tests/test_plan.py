@@ -231,10 +231,16 @@ for devices in sharding.make_mesh(MeshConfig(), two).devices:
     assert done.stdout.splitlines() == ["32 8 1", "2 8 1", "8 8 1", "64 8 1", "(4, 1)", "(4, 1)"], done.stderr
 
 
-@pytest.mark.parametrize(("topology", "accumulate"), [("v5e:2x4", 1), ("v5e:2x4", 4), ("v5p:2x2x2", 1)])
-def test_tiny_compiles_for_a_slice(compiler, topology, accumulate, tmp_path):
+SPLASH = ("--model.attention", "splash", "--model.attention-dropout", "0", "--data.max-seq-len", "512")
+
+
+@pytest.mark.parametrize(
+    ("topology", "accumulate", "more"),
+    [("v5e:2x4", 1, ()), ("v5e:2x4", 4, ()), ("v5p:2x2x2", 1, ()), ("v6e:2x4", 1, SPLASH)],
+)
+def test_tiny_compiles_for_a_slice(compiler, topology, accumulate, more, tmp_path):
     batch = ("--train.global-batch-size", str(64 * accumulate), "--optimizer.accumulate", str(accumulate))
-    done = run_plan("--plan", topology, "--workdir", str(tmp_path / "w"), *batch)
+    done = run_plan("--plan", topology, "--workdir", str(tmp_path / "w"), *batch, *more)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "w" / "plan.json").read_text())
     assert found["chips"] == 8 and found["fits"] and not found["forced_rematerialization"]
