@@ -163,7 +163,7 @@ class MeshConfig:
     """Copies of the training state, which share the batch."""
     fsdp: int = 0
     """Shares of the token table, the layers' kernels and their moments, put together once a step; the batch is split
-    over this axis too. It divides head_dim. 0 takes MOST_SHARES, or what of them the devices of a slice allow."""
+    over this axis too. It has to divide head_dim. 0 takes 8, or what of 4 and 2 the devices of a slice allow."""
     tensor: int = 1
     """Shares of heads and MLP columns."""
 

@@ -54,8 +54,8 @@ def _affine_backward(spec: str, kept: Any, gradient: jax.Array) -> tuple[jax.Arr
     of_x, of_kernel = inputs.split(",")
     summed = "".join(name for name in output if name not in of_kernel)
     of_bias = "".join(name for name in output if name in of_kernel)
-    # By a product with ones, and with as many rows as a TPU's matrix unit takes at once: with one row its compiler adds
-    # up by itself, which takes ten times as long for heads of 64 in rows of 512.
+    # By a product with ones, in the 8 rows of a TPU's tile: of one row its compiler makes a sum, which is far slower
+    # for heads of 64 in long rows.
     ones = jnp.ones((8, *(gradient.shape[output.index(name)] for name in summed)), gradient.dtype)
     total = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     return (

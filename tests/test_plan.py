@@ -226,9 +226,15 @@ two = topologies.get_topology_desc("v5e:2x2", platform="tpu", num_slices=2).devi
 for devices in sharding.make_mesh(MeshConfig(), two).devices:
     assert len({device.slice_index for device in devices.flat}) == 1
     print(devices.shape)
+try:
+    sharding.make_mesh(MeshConfig(data=1, fsdp=8), two)
+except sharding.ConfigError as error:
+    print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout.splitlines() == ["32 8 1", "2 8 1", "8 8 1", "64 8 1", "(4, 1)", "(4, 1)"], done.stderr
+    *meshes, refused = done.stdout.splitlines()
+    assert meshes == ["32 8 1", "2 8 1", "8 8 1", "64 8 1", "(4, 1)", "(4, 1)"], done.stderr
+    assert refused.startswith("mesh.data: 2 slices do not divide 1;")
 
 
 SPLASH = ("--model.attention", "splash", "--model.attention-dropout", "0", "--data.max-seq-len", "512")

@@ -152,9 +152,8 @@ def test_state_is_born_sharded_and_optimizer_moments_like_their_parameters(small
     ("mesh", "share"), [((1, 1, 1), 1), ((8, 1, 1), 1), ((1, 8, 1), 8), ((1, 4, 2), 8), ((2, 2, 2), 4)]
 )
 def test_bytes_of_a_device_fall_as_the_mesh_says(mesh, share):
-    """All but a hundredth of BERT-base is split."""
-    parts = ModelConfig()
-    shapes = jax.eval_shape(lambda: pretrain.init(parts, jax.random.key(0)))
+    """All but two hundredths of BERT-base are split."""
+    shapes = jax.eval_shape(lambda: pretrain.init(ModelConfig(), jax.random.key(0)))
     shardings = jax.tree.leaves(
         tree_shardings(shapes, make_mesh(MeshConfig(*mesh), jax.devices()[: int(np.prod(mesh))]))
     )
